@@ -1,4 +1,4 @@
-"""A program for each test, and its stderr where the test fails."""
+"""A program for each test; a failing test reports the program's stderr."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def running(program: Program) -> Program:
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, str]:
-    """What a file's shared daemon is set to."""
+    """The settings of a file's shared daemon."""
     return {}
 
 
 @pytest.fixture(scope="module")
 def lasting(settings: dict[str, str]) -> Iterator[Program]:
-    """A daemon for as long as the tests of one file are run; `shared` gives it to each."""
+    """A daemon that runs for all tests of one file; `shared` gives it to each of them."""
     with (
         services_rabbitmq.virtual_host() as host,
         services_postgres.database(services_postgres.admin_url()) as url,
@@ -59,10 +59,10 @@ def lasting(settings: dict[str, str]) -> Iterator[Program]:
 
 @pytest.fixture
 def shared(lasting: Program) -> Program:
-    """A daemon that consumes, for other tests of the file as well: they neither stop nor break it.
+    """A daemon that consumes, shared by a file's tests, which neither stop nor break it.
 
-    It may have other tests' tenants, whose names are their own. (The file's tests have to stay
-    together, which `tests.distribution` sees to.)
+    It may have other tests' tenants, under other names. (The file's tests have to run together;
+    `tests.distribution` makes sure of that.)
     """
     lasting.check_running()
     lasting.next_test()
@@ -71,7 +71,7 @@ def shared(lasting: Program) -> Program:
 
 @pytest.fixture
 def ledger(database_url: str) -> Ledger:
-    """An empty ledger over the test's database; its clients hurry in a thorough run only."""
+    """An empty ledger over the test's database; its clients are slow, except in a thorough run."""
     return Ledger(database_url=database_url, most=examples(LIGHT, math.inf))
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL that asks for a password, which the tests' common one does not."""
+"""A PostgreSQL that asks for a password, unlike the server that the tests share."""
 
 from __future__ import annotations
 

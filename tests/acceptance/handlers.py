@@ -1,4 +1,4 @@
-"""Handlers for the daemon under test. What a message says is what its handler does."""
+"""Handlers for the daemon under test. Each message says what its handler is to do."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def act(message: Message, cursor: psycopg.Cursor[Any]) -> None:
 
 
 def one_in_a_hundred(message: Message, cursor: psycopg.Cursor[Any]) -> None:
-    """Write a row; fail on every hundredth message of a load that is poisoned."""
+    """Write a row; fail if the message has the header `poison`, as one in a hundred has."""
     cursor.execute("INSERT INTO effects VALUES (%s, %s, 1)", [message.tenant_id, message.id])
     if message.headers.get("poison"):
         raise ValueError("poison")
 
 
 def while_not_broken(message: Message, cursor: psycopg.Cursor[Any]) -> None:
-    """Do nothing; fail while a row of the table `broken` says so."""
+    """Do nothing; fail while the table `broken` has a row."""
     if cursor.execute("SELECT FROM broken").fetchone() is not None:
         raise ValueError(f"{message.topic} can't be handled")

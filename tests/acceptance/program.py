@@ -34,7 +34,7 @@ from tests.waiting import DEADLINE, eventually
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "tenantry.cli.main")
 LOOK = 5.0
-"""Seconds that one look may take at a daemon that may be frozen, or not there."""
+"""Seconds that a request may take if the daemon may be frozen, or not there."""
 
 OWN_VARIABLES = (
     "TENANTRY_", "BROKER_URL", "RABBITMQ_", "DATABASE_URL", "STATE_DIRECTORY", "RUNTIME_DIRECTORY",
@@ -53,12 +53,12 @@ class Ended:
 
     @property
     def json(self) -> Any:
-        """What it printed, which must be one JSON document."""
+        """The JSON document on stdout, which must hold nothing else."""
         return json.loads(self.stdout)
 
     @property
     def complaint(self) -> str:
-        """The one line for people among the log's lines on stderr; there must be just one."""
+        """The line for people on stderr, beside lines of the log; there must be just one."""
         lines = [line for line in self.stderr.splitlines() if not line.startswith("{")]
         assert len(lines) == 1, self.stderr
         assert "Traceback" not in self.stderr, self.stderr
@@ -67,7 +67,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """A tenant that was made, and its own way to the broker: a URL of the broker's kind."""
+    """A tenant that was made; `amqp_url` is its own URL of the broker, of whichever kind."""
 
     id: str
     password: str = field(repr=False)
@@ -108,7 +108,7 @@ class Program:
         self._test = 0
         self.frozen = False
         self.own_interpreter = not preloaded.available()
-        """Whether each process loads the program itself, as a user's does."""
+        """Whether each process loads the program itself, as in production."""
         self._process: subprocess.Popen[bytes] | preloaded.Popen | None = None
         parts = urlsplit(host.management_url if host else "")
         self.management = httpx.Client(
@@ -133,17 +133,17 @@ class Program:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def name(self, word: str) -> str:
-        """Make a tenant's id that no other test has: broker users are shared by all of them."""
+        """Make a tenant's id that no other test has: all tests share the broker's users."""
         return f"{word}-{self._tag}{self._test:02}"
 
     def next_test(self) -> None:
-        """Give the next test names of its own, where several share the daemon."""
+        """Change the names of tenants, for the next of the tests that share the daemon."""
         self._test += 1
 
     # The process.
 
     def environment(self, **settings: str) -> dict[str, str]:
-        """Give a daemon's environment, free of the caller's own configuration."""
+        """Return a daemon's environment, free of the caller's own configuration."""
         inherited = {
             key: value for key, value in os.environ.items() if not key.startswith(OWN_VARIABLES)
         }
@@ -187,7 +187,7 @@ class Program:
         eventually(lambda: self.status_of("/readyz") == 200, timeout=timeout, what="readyz 200")
 
     def run(self, **settings: str) -> Ended:
-        """Run the daemon to an end it comes to by itself."""
+        """Run the daemon until it ends by itself."""
         return self._run([*COMMAND, "run"], self.environment(**settings))
 
     def cli(self, *arguments: str, timeout: float = DEADLINE, **settings: str) -> Ended:
@@ -198,7 +198,7 @@ class Program:
     def beside(
         self, *arguments: str, out: Path
     ) -> Iterator[subprocess.Popen[bytes] | preloaded.Popen]:
-        """Have another command go on beside the block, which prints to `out`; killed at its end."""
+        """Run another command, which prints to `out`, beside the block; kill it at the end."""
         start = subprocess.Popen if self.own_interpreter else preloaded.Popen
         with out.open("wb") as stream:
             process = start(
@@ -257,12 +257,12 @@ class Program:
         self.process.send_signal(number)
 
     def freeze(self) -> None:
-        """Stop it where it is, until SIGCONT."""
+        """Stop the daemon's process until SIGCONT."""
         self.send(signal.SIGSTOP)
         self.frozen = True
 
     def wait(self, timeout: float = DEADLINE) -> int:
-        """Wait for the end and give the exit code."""
+        """Wait for the daemon's end and return its exit code."""
         return self.process.wait(timeout)
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = DEADLINE) -> int:
@@ -270,7 +270,7 @@ class Program:
         return self.wait(timeout)
 
     def kill(self) -> None:
-        """End it as a fault would; harmless if it has ended."""
+        """Kill the daemon as a fault would; harmless if it has ended."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
         if self._process is not None:
@@ -281,13 +281,13 @@ class Program:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def check_no_traceback(self) -> None:
-        """Fail with what it has logged of an error that nobody has foreseen, and how it came."""
+        """Fail if the daemon has logged a traceback, and show it."""
         if "Traceback" in self.stderr:
             lines = [line for line in self.stderr.splitlines() if "Traceback" in line]
             pytest.fail("\n".join(lines).replace("\\n", "\n"))
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Give the log's events of a name, from all runs."""
+        """Return the log's events of this name, from all runs."""
         entries = [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{")]
         return [entry for entry in entries if entry["event"] == name]
 
@@ -303,7 +303,7 @@ class Program:
     def call(
         self, method: str, path: str, body: object = None, *, timeout: float = DEADLINE
     ) -> httpx.Response:
-        """Ask on a connection of its own; raises `httpx.TransportError` where no answer comes."""
+        """Make a request on a new connection. Raises `httpx.TransportError` if no answer comes."""
         request = httpx.Request(method, f"http://localhost{path}", json=body)
         connection = _OnSocket(self.socket, timeout)
         try:
@@ -326,7 +326,7 @@ class Program:
         return answer.json()
 
     def status_of(self, path: str) -> int | None:
-        """Give the status a GET is answered with, None where nobody answers."""
+        """Return the status of a GET; None if no answer comes."""
         self.check_running()
         try:
             return self.call("GET", path, timeout=LOOK).status_code
@@ -360,7 +360,7 @@ class Program:
         return pika.BlockingConnection(pika.URLParameters(self.host.url))
 
     def ready_messages(self, *queues: str) -> int:
-        """Count the messages ready in queues, by what the queues themselves say."""
+        """Count the messages ready in queues, by asking the queues themselves."""
         if self.broker is None:
             return self._lying_in(queues)
         with self.connect_admin() as connection:
@@ -370,7 +370,7 @@ class Program:
             )
 
     def broker_objects(self, tenant_id: str) -> list[str]:
-        """Name everything on the broker that carries the tenant's name."""
+        """Return the names of all objects on the broker that contain the tenant's name."""
         vhost = quote(self.host.vhost, safe="")
         found = []
         for path in (f"/queues/{vhost}", f"/exchanges/{vhost}", "/users"):
@@ -379,7 +379,7 @@ class Program:
         return found
 
     def daemon_connections(self) -> list[str]:
-        """Name the daemon's connections; none before the management API knows of both kinds."""
+        """Return the daemon's connections; none before the management API lists both kinds."""
         listed = self.management.get(
             f"/vhosts/{quote(self.host.vhost, safe='')}/connections"
         ).raise_for_status()
@@ -410,7 +410,7 @@ class Program:
 
     def _remove_users(self) -> None:
         if self.broker is None:
-            if self.database_url:  # else it was the daemon's own, and is gone with it
+            if self.database_url:  # else it was the daemon's own database, which is gone
                 self._remove_roles()
             return
         for user in self.management.get("/users").raise_for_status().json():
@@ -445,7 +445,7 @@ def tenant_of(shown: dict[str, Any]) -> Tenant:
 
 @contextmanager
 def in_background(work: Any) -> Iterator[threading.Thread]:
-    """Run something on a thread beside the block; joined at its end."""
+    """Run a function on a thread beside the block; join the thread at the end."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:

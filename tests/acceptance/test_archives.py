@@ -1,4 +1,4 @@
-"""Old events are archived by a command, whatever dies meanwhile, read there, and brought back."""
+"""A command archives old events, whatever dies meanwhile; archives are read, and restored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OF_THE_DAEMON = ["before_detach", "after_detach"]
 
 @pytest.fixture
 def program(database_url: str) -> Iterator[Program]:
-    """A daemon on its embedded broker, with a tenant to which something has happened."""
+    """A daemon on its embedded broker, with a tenant that has some events."""
     with Program(None, database_url) as one:
         one.start()
         acme = one.create("acme", workers=2).id
@@ -46,7 +46,7 @@ def archive(program: Program, directory: Path, *arguments: str, **settings: str)
 
 
 def without_head(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out what became of the journal's own parts."""
+    """Leave out events about the journal's own parts."""
     return [one for one in found if one["stream"] != "journal"]
 
 

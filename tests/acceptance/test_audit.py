@@ -1,4 +1,4 @@
-"""Does it add up: the running program's counts, held against a real database and broker."""
+"""Audits: the running program's counts, compared with a real database and broker."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tests.waiting import eventually
 
 
 def pour(tenant: Tenant, count: int) -> None:
-    """Publish so many messages, of which every tenth is a repetition and every twentieth bad.
+    """Publish so many messages; every tenth is a repetition, every twentieth bad.
 
-    Confirmed: of what a quorum queue has not taken yet when the channel closes some is lost.
+    Wait for confirms: a quorum queue may lose messages that it has not taken when the channel
+    closes.
     """
     with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
         channel = connection.channel()
@@ -79,7 +80,7 @@ def test_it_adds_up_while_messages_pour_in_and_after_letters_are_worked_off(
     assert letters == {
         "kept": 32, "replayed": 12, "discarded": 8, "missing": 0, "listed": 12, "queued": 12,
     }  # fmt: skip
-    # Taken out of the queue behind the daemon's back. The broker's counts are up to 5 s old.
+    # Purged behind the daemon's back. The broker's counts are up to 5 s old.
     with running.connect_admin() as connection:
         connection.channel().queue_purge(tenant.dead_letters)
     found = eventually(lambda: running.get(f"/tenants/{tenant.id}/audit")["differences"])

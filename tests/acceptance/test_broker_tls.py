@@ -18,7 +18,7 @@ from tests.waiting import DEADLINE, eventually
 
 @pytest.fixture
 def secured(program: Program, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """What a daemon is told of its broker, which wants to see a certificate."""
+    """The settings of a daemon for a broker that demands a client certificate."""
     authority = trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -50,7 +50,7 @@ def test_a_daemon_with_a_companys_own_authority_does_everything(
     program.start(**secured)
     tenant = program.create()
     assert tenant.amqp_url.startswith("amqps://")
-    # Over TCP, and so by the front, which publishes by itself.
+    # Over TCP the front answers, which publishes itself.
     with httpx.Client(base_url=tcp_url(program), timeout=DEADLINE, trust_env=False) as client:
         published = client.post(f"/tenants/{tenant.id}/messages", json={"payload": 1})
         assert published.status_code == 202

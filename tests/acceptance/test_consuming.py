@@ -1,4 +1,4 @@
-"""The consumer, as a newcomer runs it beside producer and daemon, and the access it stands on."""
+"""`tenantry consume` beside producer and daemon, as a newcomer runs it; and consumer access."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.waiting import DEADLINE, eventually
 SMALL = ("--tenants", "2", "--partitions", "2")
 SENDING = (*SMALL, "--producers", "1", "--message-batches-limit", "2")
 UNPROVEN = "--no-ensure-access"
-"""The proof takes longer than all else, and is what another test is about."""
+"""The proof takes longer than all else, and another test is about it."""
 
 
 @pytest.fixture
 def both(running: Program) -> Iterator[Program]:
-    """A daemon whose tenants 1 and 2 are gone at the end: their names are not a test's own."""
+    """A daemon whose tenants 1 and 2 are deleted at the end: other tests use these names, too."""
     yield running
     for tenant_id in ("1", "2"):
         running.call("DELETE", f"/tenants/{tenant_id}")
@@ -109,7 +109,7 @@ def test_runs_with_the_same_credentials_share_what_comes_and_one_has_the_others_
         return out.read_text().count("Received: 1 message(s)")
 
     def both_have_some() -> bool:
-        # Whoever comes late has none of the first messages.
+        # The consumer that starts late gets none of the first messages.
         nonlocal sent
         sent += both.cli(*produce).json["confirmed"]
         eventually(lambda: told(one) + told(other) == sent, what="each is told by one of them")
@@ -170,7 +170,7 @@ def test_access_is_granted_renewed_repaired_revoked_and_gone_with_its_tenant(
     publish(tenant, "1", "2")
     eventually(lambda: program.ready_messages(group(tenant, "default")) == 2)
     eventually(lambda: program.runtime(tenant)["stored"] == 2)
-    # What waits for its own consumers is no backlog of the daemon's, and nothing that is missing.
+    # Messages that wait for the tenant's own consumers count neither as backlog nor as missing.
     eventually(lambda: program.get(f"/tenants/{tenant.id}")["messages_pending"] == 0)
     assert program.cli("audit", tenant.id).code == 0
 

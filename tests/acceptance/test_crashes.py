@@ -1,4 +1,4 @@
-"""The daemon is killed without warning; its next start makes good what was half done."""
+"""The daemon is killed without warning; its next start completes or undoes unfinished work."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def wait_event(connection: psycopg.Connection, stream: str, kind: str) -> None:
 
 
 def leftovers(program: Program, connection: psycopg.Connection, tenant_id: str) -> list[str]:
-    """Name what is left of a tenant on the broker and in the database, but for the journal."""
+    """Return what is left of a tenant on the broker and in the database, without the journal."""
     tables = connection.execute(
         "SELECT relname FROM pg_class WHERE relname = %s", [f"messages_{tenant_id}"]
     ).fetchall()

@@ -1,4 +1,4 @@
-"""Dead letters of a running daemon: the broker's own, replays with all they carry, the commands."""
+"""Dead letters of a running daemon: those of the broker, replays with all properties, commands."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_replay_brings_back_every_property(shared: Program) -> None:
         )
     assert body == b"body"
     headers = dict(properties.headers)
-    headers.pop("x-delivery-count", None)  # the broker's, of this very delivery
+    headers.pop("x-delivery-count", None)  # the broker sets it for this delivery
     assert len(headers.pop("x-tenantry-replay")) == 36
     assert headers.pop("x-tenantry-replays") == 1
     assert headers.pop("x-tenantry-user-id") == tenant.user

@@ -1,4 +1,4 @@
-"""The demo on a broker that somebody has already."""
+"""The demo on a broker that exists already."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_demo_adds_up_on_iggy_and_leaves_nothing_there(
     assert list(tmp_path.iterdir()) == []
     root = Session(Access.of(server.url))
     assert root.call(lambda client: client.get_streams()) == []
-    # Who had a session stays without rights or a login, until the server is started again.
+    # Users with a session stay, without rights or a login, until the server is started again.
     users = root.call(lambda client: client.get_users())
     assert [one.username for one in users if not one.username.startswith("retired_")] == [USER]
     retired = [one for one in users if one.username != USER]

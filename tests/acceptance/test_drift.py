@@ -1,4 +1,4 @@
-"""Somebody changes tenants' objects behind the daemon's back; it sees to it, and loses nothing."""
+"""Tenants' objects are changed behind the daemon's back; it repairs them, and loses nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ledger(shared: Program) -> Ledger:
 
 
 def logged(program: Program, name: str, tenant_id: str) -> dict[str, object]:
-    """Wait for an event of the log about a tenant."""
+    """Wait for a log event about a tenant."""
     return eventually(
         lambda: next((one for one in program.events(name) if one["tenant"] == tenant_id), {}),
         what=f"the log's event {name}",
@@ -61,7 +61,7 @@ def kinds(program: Program, tenant: Tenant) -> set[str]:
 
 
 def detach_with_foreign_row(program: Program, tenant: Tenant) -> None:
-    """Detach the tenant's partition and put another's row into it, so that it must stay so."""
+    """Detach the tenant's partition; another tenant's row in it prevents attaching it again."""
     table = f'tenantry."messages_{tenant.id}"'
     with psycopg.connect(program.database_url) as connection:
         connection.execute(f"ALTER TABLE public.messages DETACH PARTITION {table}".encode())
@@ -95,7 +95,7 @@ def test_whatever_is_taken_away_under_load_is_made_again_and_nothing_is_lost(
             channel.exchange_delete("dlx_exchange")
 
     def lose_queue() -> None:
-        # Nothing is published to it, so that nothing confirmed goes with it.
+        # Nothing is published to this queue, so that no confirmed message is lost with it.
         with on_broker(often) as channel:
             channel.queue_delete(tenant.queue)
 
@@ -118,7 +118,7 @@ def test_whatever_is_taken_away_under_load_is_made_again_and_nothing_is_lost(
         often.management.put(f"/users/{tenant.user}", json=another).raise_for_status()
         try:
             somebodys.append(pika.BlockingConnection(by_it))
-        except pika.exceptions.AMQPConnectionError:  # it has been set back already
+        except pika.exceptions.AMQPConnectionError:  # the password has been set back already
             return False
         return True
 
@@ -154,7 +154,7 @@ def test_whatever_is_taken_away_under_load_is_made_again_and_nothing_is_lost(
     ledger.check(alive=often.check_running)
     eventually(lambda: often.status_of("/readyz") == 200, what="readyz 200")
     eventually(lambda: is_closed(somebodys[0]), what="who came by another's password is out")
-    # Its client's password still works, and it may do again no more than it should.
+    # The tenant's own password still works, and its user has no excess rights any more.
     with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
         channel = connection.channel()
         with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="ACCESS_REFUSED"):

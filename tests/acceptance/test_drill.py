@@ -1,4 +1,4 @@
-"""The operator's drill, as docs/drill.md tells of it."""
+"""The operator's drill, as docs/drill.md describes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program without RabbitMQ: PostgreSQL is the broker as well. And the way on from there."""
+"""The program without RabbitMQ: PostgreSQL is the broker as well; and moving to another broker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TARGETS = (DEFAULT, Target(routing_key="events.1", topic="events", partition=1))
 
 @contextmanager
 def owned(empty_database_url: str) -> Iterator[str]:
-    """Make one who is no superuser a database's owner: it may make roles, as is asked for."""
+    """Make a role that is no superuser a database's owner; it may create roles, as is required."""
     name = urlsplit(empty_database_url).path.lstrip("/")
     owner = f"owner_of_{name}"
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
@@ -42,14 +42,14 @@ def owned(empty_database_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def database_url(empty_database_url: str) -> Iterator[str]:
-    """The URL of a database whose owner is no superuser."""
+    """The URL of a database that the role of a non-superuser owns."""
     with owned(empty_database_url) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def lasting() -> Iterator[Program]:
-    """A daemon without a broker's URL, that consumes, for the tests that share it."""
+    """A daemon without a broker URL that consumes, for the tests that share it."""
     with (
         services_postgres.database(services_postgres.admin_url(), migrated=False) as empty,
         owned(empty) as url,
@@ -62,7 +62,7 @@ def lasting() -> Iterator[Program]:
 
 @pytest.fixture
 def embedded(database_url: str) -> Iterator[Program]:
-    """A daemon without a broker's URL, that consumes."""
+    """A daemon without a broker URL that consumes."""
     with Program(None, database_url) as program:
         yield program.start()
         program.check_no_traceback()
@@ -97,7 +97,7 @@ def test_what_tenants_publish_with_sql_is_stored_once_and_nobody_reaches_another
     rows = {one.id: stored(embedded, one) for one in tenants}
     assert embedded.stop() == 0
     assert embedded.ready_messages(*(one.queue for one in tenants)) == 0
-    # What its last minute has brought is noted as well, once in each ring.
+    # The statistics include the last minute, once in each ring.
     with psycopg.connect(embedded.database_url) as connection:
         noted = connection.execute(
             "SELECT tenant_id, step, sum(stored), (SELECT sum(n) FROM unnest(array_agg(latencies))"
@@ -165,7 +165,7 @@ def test_publishing_that_is_refused_is_counted_whichever_process_has_refused_it(
         url = f"http://127.0.0.1:{port}{path}/messages"
         return taken(httpx.post(url, json=many, timeout=DEADLINE, trust_env=False))
 
-    # What is taken beyond the burst is owed for minutes, to each of the two by itself.
+    # Messages beyond the burst are owed for minutes; daemon and front each count their own.
     assert by_daemon()
     assert not by_daemon()
     eventually(by_front, what="a front that answers by itself")
@@ -240,7 +240,7 @@ def test_the_consumer_reads_what_is_stored_from_its_first_run_on(
     assert received("--no-ensure-access") == 0, "it was committed"
     assert shared.cli("audit").code == 0
 
-    # A signal ends it, with what is handled committed.
+    # A signal ends the consumer, with all handled batches committed.
     out = tmp_path / "out"
     with shared.beside("consume", *small, "--follow", out=out) as follower:
         eventually(lambda: "--- Starting" in out.read_text())
@@ -337,7 +337,8 @@ def test_moving_to_another_broker_loses_and_doubles_nothing(
         ledger.check(alive=after.check_running)
         renewed = after.rotated(tenant.id)
         assert renewed.amqp_url.startswith(("amqp://", "iggy://"))
-        # What was published to the former broker since goes along, and those who moved publish on.
+        # A second move takes messages published to the former broker since; clients that have
+        # moved publish on.
         with psycopg.connect(tenant.amqp_url, autocommit=True) as late:
             late.execute("SELECT tenantry.publish('default', '1', id => 'late')")
         assert embedded.cli(*move, **to).json["tenants"][tenant.id] == {**nothing, "messages": 1}
@@ -389,7 +390,7 @@ def test_a_full_backlog_is_an_error_in_sql_and_429_over_http_and_empties_as_it_i
         assert shared.call("POST", f"{path}/resume").status_code == 200
         eventually(lambda: stored(shared, tenant) == 4, what="what was taken")
         tenants.execute("SELECT tenantry.publish('default', '\"not an order\"')")
-    # Many times its limit goes through, as long as it is stored meanwhile.
+    # Many times the limit may be published, as long as messages are stored meanwhile.
     for count in range(6, 30):
         assert shared.call("POST", f"{path}/messages", {"payload": count}).status_code == 202
         eventually(lambda count=count: stored(shared, tenant) == count, what="the next")
@@ -410,7 +411,7 @@ def test_events_are_understood_by_sql_as_well(shared: Program) -> None:
         )
     told = shared.get(f"/tenants/{tenant.id}/asyncapi.json")
     with psycopg.connect(tenant.amqp_url) as session:
-        # The call that the document has, as a driver makes it.
+        # The call in the AsyncAPI document, made by a driver.
         call = told["channels"]["events"]["x-sql"]["publish"]
         psycopg.RawCursor(session).execute(call, ["2", "from-document", "{}", "k"])
     eventually(lambda: stored(shared, tenant) == 3)

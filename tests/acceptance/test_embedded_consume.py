@@ -1,4 +1,4 @@
-"""Consumers of tenants' own on the embedded broker, and what a holder of their password can do."""
+"""Tenants' own consumers on the embedded broker, and what a holder of their password can do."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_batches_are_leased_settled_and_given_out_again_when_their_session_has_e
     with psycopg.connect(url, autocommit=True) as one, psycopg.connect(url, autocommit=True) as two:
         (first,), (second,) = (each.execute(RECEIVE, [1]).fetchall() for each in (one, two))
         assert (first[1], second[1]) == ("a", "b")
-        # Another's lease is not to be settled, and one's own but once.
+        # A session can't settle another session's lease, and its own only once.
         assert two.execute("SELECT tenantry.settle(%s)", [first[0]]).fetchone() == (False,)
         assert one.execute("SELECT tenantry.settle(%s)", [first[0]]).fetchone() == (True,)
         assert one.execute("SELECT tenantry.settle(%s)", [first[0]]).fetchone() == (False,)
-        # What is rolled back was not given.
+        # After a rollback the messages count as not delivered.
         with one.transaction(force_rollback=True):
             assert [row[1] for row in one.execute(RECEIVE, [9])] == ["c", "d"]
         two.close()
@@ -169,11 +169,11 @@ def test_a_holder_of_a_consumers_credentials_reads_its_topics_and_does_nothing_e
         for topic in ("", f"default'; DELETE FROM messages_{tenant.id}; --", "x" * 100_000):
             with pytest.raises(errors.UndefinedObject):
                 holder.execute("SELECT FROM tenantry.receive(%s)", [topic])
-        # What stands first on the session's own path is not what the functions use.
+        # The functions ignore objects that come first on the session's search path.
         with suppress(errors.InsufficientPrivilege):
             holder.execute("CREATE TEMP TABLE pg_stat_activity (pid integer)")
             holder.execute("CREATE DOMAIN pg_temp.text AS pg_catalog.text CHECK (false)")
-        # One that never settles gets no more than so many batches, and takes none from the daemon.
+        # A consumer that never settles gets each message once, and takes none from the daemon.
         publish(shared, tenant, *(f"m{n}" for n in range(20)))
         ids = [row[1] for _ in range(25) for row in holder.execute(RECEIVE, [1]).fetchall()]
         assert sorted(ids) == sorted(f"m{n}" for n in range(20))

@@ -16,7 +16,7 @@ from tests.waiting import eventually
 
 @pytest.fixture
 def handled(database_url: str) -> Iterator[Program]:
-    """A daemon with a handler, not started yet: three attempts, soon after one another."""
+    """A daemon with a handler, not started yet: three attempts, with short pauses."""
     with psycopg.connect(database_url) as connection:
         connection.execute("CREATE TABLE effects (tenant text, id text, attempt integer)")
     with Program(None, database_url) as program:
@@ -83,7 +83,7 @@ def test_one_that_fails_at_first_is_tried_again_and_holds_up_nobody(handled: Pro
 def test_one_that_fails_for_good_is_a_dead_letter_and_can_be_replayed(handled: Program) -> None:
     start(handled)
     tenant = handled.create(topics=["events"], partitions=2)
-    # What a handler's own statement meets is no reason for the row's transaction to be lost.
+    # An error of a handler's own statement must not cost the batch's transaction.
     execute(handled, "ALTER TABLE effects ADD CONSTRAINT lucky CHECK (id <> 'unlucky')")
     publish(tenant, {"before": {}, "poison": {"fails": 9}, "unlucky": {}, "after": {}})
     found = eventually(lambda: len(now := letters(handled, tenant)) == 2 and now)
@@ -101,7 +101,7 @@ def test_one_that_fails_for_good_is_a_dead_letter_and_can_be_replayed(handled: P
     path = f"/tenants/{tenant.id}/dead-letters"
     assert handled.call("POST", f"{path}/replay", {"all": True}).json() == {"replayed": 2}
     eventually(lambda: stored(handled) == {"before", "after", "unlucky"})
-    # The other begins with its first attempt again, and is listed anew.
+    # The poison begins with its first attempt again, and is listed anew.
     (letter,) = eventually(lambda: len(now := letters(handled, tenant)) == 1 and now)
     eventually(lambda: letters(handled, tenant)[0]["replays"] == 1)
     assert (letter["id"], letter["attempts"]) == ("poison", 3)

@@ -14,9 +14,9 @@ ELSEWHERE = {
     "kill", "leader", "nodes", "sigterm", "start-up", "replay", "embedded-fuzz", "failover",
     "embedded-failover",
 }  # fmt: skip
-"""What is tried in a thorough run only, as tests try it as well, with less around it: kills under
-load in `test_crashes`, a frozen leader in `test_standby`, a killed node in `test_nodes`, ends in
-order in `test_shutdown` and at any moment of a start in `test_starting`, a kill during a replay in
+"""Experiments for thorough runs only, as smaller tests cover the same: kills under load in
+`test_crashes`, a frozen leader in `test_standby`, a killed node in `test_nodes`, graceful ends in
+`test_shutdown` and at any moment of a start in `test_starting`, a kill during a replay in
 `test_http_dead_letters`, odd messages in SQL in `test_tenants_input`, a database with two hosts in
 `test_database_silence`."""
 

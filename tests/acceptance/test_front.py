@@ -31,7 +31,7 @@ def test_it_reads_and_publishes_by_itself_while_the_daemon_stands_still(program:
     page = f"{base}/messages?tenant_id={tenant.id}"
     path = f"{base}/tenants/{tenant.id}/messages"
     message = {"payload": {"n": 1}, "topic": "logs"}
-    # Until it has its own connections it hands requests on; both ways answer the same.
+    # Until the front has its own connections it hands requests on; both ways answer the same.
     ids = httpx.post(path, json=message, trust_env=False, timeout=DEADLINE).json()["ids"]
     found = eventually(lambda: httpx.get(page, trust_env=False, timeout=DEADLINE).json()["data"])
     assert [one["id"] for one in found] == ids
@@ -63,7 +63,7 @@ def test_when_it_dies_another_takes_over_and_with_its_daemon_it_leaves_the_port_
     first = eventually(lambda: front_of(program))
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    # It waits in the queue of the socket, which is the daemon's own.
+    # The request waits in the queue of the listening socket, which the daemon owns.
     assert httpx.get(health, trust_env=False, timeout=DEADLINE).status_code == 200
     second = front_of(program)
     assert second is not None
@@ -71,7 +71,7 @@ def test_when_it_dies_another_takes_over_and_with_its_daemon_it_leaves_the_port_
     assert program.wait_logged("front.ended")
     program.kill()
     eventually(partial(_is_dead, second))
-    program.own_interpreter = not preloaded.available()  # the next is like any other
+    program.own_interpreter = not preloaded.available()  # the next daemon may be preloaded again
     program.start(TENANTRY_SERVER_PORT=str(port))
     assert program.stop() == 0
 

@@ -1,4 +1,4 @@
-"""A database that is stopped, not ended: connected, and silent."""
+"""A database whose processes are stopped (SIGSTOP): its connections stay open, and silent."""
 
 from __future__ import annotations
 

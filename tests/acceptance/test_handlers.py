@@ -1,4 +1,4 @@
-"""Handlers in a running daemon: retries, dead letters, and what takes the daemon with it."""
+"""Handlers in a running daemon: retries, dead letters, and handlers that kill the daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HANDLERS = "events=tests.acceptance.handlers:act"
 
 @pytest.fixture
 def handled(program: Program) -> Program:
-    """A daemon with a handler, not started yet: three attempts, soon after one another."""
+    """A daemon with a handler, not started yet: three attempts, with short pauses."""
     program.settings |= {
         "TENANTRY_HANDLERS": HANDLERS,
         "TENANTRY_RETRY_ATTEMPTS": "3",
@@ -94,7 +94,7 @@ def test_a_message_is_tried_again_until_it_is_stored_or_dead(handled: Program) -
     assert query(handled, "SELECT * FROM tenantry.attempts") == []
     runtime = handled.runtime(tenant)
     assert (runtime["stored"], runtime["dead_lettered"], runtime["held"]) == (52, 1, 0)
-    # The broker moved the very message.
+    # The broker has moved the message itself, with all its properties.
     with handled.connect_admin() as connection:
         channel = connection.channel()
         _, properties, body = eventually(
@@ -104,7 +104,7 @@ def test_a_message_is_tried_again_until_it_is_stored_or_dead(handled: Program) -
     assert (properties.correlation_id, properties.reply_to, properties.type) == ("c", "r", "t")
     assert properties.headers["a"] == [1, "b"]
 
-    # One that exits its thread fails like any other.
+    # A handler that exits its thread fails like any other.
     publish(tenant, {"before": {}, "quits": {"exits": "thread"}, "after": {}})
     letter = eventually(lambda: {one["id"]: one for one in letters(handled, tenant)}.get("quits"))
     assert (letter["reason"], letter["attempts"]) == ("handler_failed", 3)
@@ -159,7 +159,7 @@ def test_a_message_that_kills_the_daemon_ends_as_a_dead_letter(handled: Program)
         deaths += 1
         assert deaths <= 5, "the daemon dies again and again"
         handled.spawn()
-    # Once among others, when nobody can tell who it was; then alone, counted before.
+    # Once in a batch, where the culprit is not known; then alone, each attempt counted beforehand.
     assert deaths == 3
     handled.wait_ready(60)
     (letter,) = letters(handled, tenant)

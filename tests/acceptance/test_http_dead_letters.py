@@ -13,7 +13,7 @@ from tests.waiting import eventually
 
 
 def publish(tenant: Tenant, *bodies: bytes, key: str = "default") -> None:
-    """Publish as the tenant's own user."""
+    """Publish as the tenant's own user, with confirms."""
     with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
@@ -79,7 +79,7 @@ def test_what_can_not_be_stored_is_listed_and_comes_back_when_it_is_replayed_in_
     assert listed(shared, tenant) == []
     eventually(lambda: shared.ready_messages(tenant.dead_letters) == 0)
     kinds = [one["type"] for one in shared.get(f"/tenants/{tenant.id}/events")["data"]]
-    # A worker may be quicker with the second death than the replay with its own event.
+    # A worker may record the second death before the replay records its own event.
     assert sorted(kinds[3:5]) == ["DeadLettersReplayed", "MessageDeadLettered"]
     assert [kinds[2], *kinds[5:]] == ["MessageDeadLettered", "DeadLettersDiscarded"]
     assert count_rows(shared, tenant) == 1
@@ -111,10 +111,10 @@ def test_a_daemon_that_dies_during_a_replay_loses_nothing_and_stores_nothing_twi
     def replay() -> None:
         try:
             running.call("POST", f"/tenants/{tenant.id}/dead-letters/replay", {"all": True})
-        except Exception:  # noqa: BLE001 - its daemon is killed
+        except Exception:  # noqa: BLE001 - the daemon is killed meanwhile
             return
 
-    # It dies before its second batch is committed, and all of them are not in one.
+    # The daemon dies before its second commit, and one batch does not hold all messages.
     assert running.stop() == 0
     running.start(TENANTRY_FAILPOINTS="before_commit:kill@2")
     with in_background(replay):

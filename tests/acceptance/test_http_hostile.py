@@ -1,4 +1,4 @@
-"""Hostile input against a running daemon: refused, or stored exactly; and one log line a line."""
+"""Hostile input against a running daemon: refused, or stored exactly; no forged log lines."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ MESSAGE_IDS = [
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, str]:
-    """What the daemon of all these tests is set to."""
+    """The settings of the daemon that these tests share."""
     return {"TENANTRY_LOG_LEVEL": "debug"}
 
 
@@ -81,7 +81,7 @@ def post(program: Program, path: str, content: bytes) -> httpx.Response:
 
 
 def stored(program: Program, tenant: Tenant) -> dict[str, str]:
-    """Give what is stored as the text it is answered with, by message id."""
+    """Return the stored payloads as text, by message id."""
     found: dict[str, str] = {}
     answer = program.call("GET", f"/messages?tenant_id={tenant.id}&limit=1000")
     assert answer.status_code == 200
@@ -181,7 +181,7 @@ def test_nothing_breaks_out_of_a_header_or_a_log_line(hostile: tuple[Program, Te
         assert answer.status_code in {200, 400, 404, 422}
     body = {"name": INJECTION, "id": INJECTION, INJECTION: INJECTION}
     assert program.call("POST", "/tenants", body).status_code == 422
-    # A topic that is part of a link, and odd, but can be.
+    # The link to the next page repeats the request's parameters.
     for number in range(3):
         program.call("POST", f"/tenants/{tenant.id}/messages", {"payload": number})
     eventually(lambda: len(stored(program, tenant)) == 3)

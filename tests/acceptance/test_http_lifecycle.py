@@ -57,7 +57,7 @@ def test_a_tenants_whole_life_over_both_listeners(program: Program) -> None:
 
 
 def begun(program: Program, door: Any) -> tuple[str, int]:
-    """Make a tenant and do all to it but delete it; give its id, and its version at first."""
+    """Make a tenant and run every command on it but deletion; return its id and first version."""
     tenant_id = program.name(door.__name__.replace("_", "-"))
     path = f"/tenants/{tenant_id}"
     with door(program, "--admin", "--subject", "ann") as admin:
@@ -78,11 +78,11 @@ def begun(program: Program, door: Any) -> tuple[str, int]:
             everything = url.replace("limit=10", "limit=100")
             eventually(lambda: len(own.get(everything).json()["data"]) == 25)
             seen: list[str] = []
-            while url:  # by links alone
+            while url:  # following the links only
                 page = own.get(url)
                 seen += [one["id"] for one in page.json()["data"]]
                 url = page.headers.get("link", "").partition(">")[0].lstrip("<")
-            # Several workers store at once: in which order is theirs, but each comes once.
+            # Several workers store at once, so the order is open, but each message comes once.
             assert sorted(seen, key=int) == [str(n) for n in range(25)]
             if door is over_tcp:
                 assert own.delete(path).status_code == 403
@@ -189,7 +189,7 @@ def test_idempotency_keys_outlive_the_daemon(running: Program) -> None:
     running.kill()
     running.start()
     assert publish().json()["ids"] == ids
-    # More than three where they had been stored and not acknowledged yet when it was killed.
+    # More than three if messages had been stored but not acknowledged when the daemon was killed.
     eventually(lambda: running.get("/status")["tenants"][tenant_id]["duplicates"] >= 3)
     assert sorted(one["id"] for one in running.get(path)["data"]) == sorted(ids)
 

@@ -1,7 +1,8 @@
-"""Requests made up from the OpenAPI document against a running daemon, with tokens and without.
+"""Requests generated from the OpenAPI document against a running daemon, with and without tokens.
 
-A run makes some dozens, of what stands on the real broker and database where `tests/contract` has
-them in memory; a thorough run hundreds, of all there is. TENANTRY_TEST_MADE_UP=50 makes thousands.
+A run makes some dozens, of operations that use the broker or the database, which `tests/contract`
+has in memory; a thorough run makes hundreds, of all operations. TENANTRY_TEST_MADE_UP=50 makes
+thousands.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.waiting import DEADLINE, eventually
 EXAMPLES = int(os.environ.get("TENANTRY_TEST_MADE_UP", examples(1, 20)))
 
 SECRETS = {"with tokens": SECRET} | ({"without tokens": ""} if THOROUGH else {})
-"""Without is what `tests/contract` tries as well."""
+"""Only a thorough run goes without tokens, as `tests/contract` tries that as well."""
 
 
 def _bearer(program: Program, *arguments: str) -> dict[str, str]:
@@ -34,7 +35,7 @@ STANDING_ON_ADAPTERS = ("/messages", "/dead-letters", "/events", "/audit", "/con
 
 
 def _tried() -> list[str]:
-    # A stream that is well does not end; what a stream refuses is tried.
+    # A successful stream does not end, so it is left out.
     left = [name for name in OPERATIONS if name not in {*ENDING, "GET /messages/stream"}]
     if not THOROUGH:
         left = [name for name in left if any(part in name for part in STANDING_ON_ADAPTERS)]

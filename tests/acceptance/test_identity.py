@@ -1,4 +1,4 @@
-"""Tokens of a provider's and of our own over TCP, as keys and secrets are replaced."""
+"""Tokens of a provider, and Tenantry's own, over TCP, while keys and secrets are replaced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def own(secret: str) -> str:
 
 
 def logged_in(client: httpx.Client, provider: LoginProvider) -> str:
-    """Log in to the page by the provider, as a browser goes; give the session."""
+    """Log in to the page by the provider, as a browser does; return the session's token."""
     begun = client.get("/ui/oidc")
     back = httpx.get(begun.headers["location"], trust_env=False).headers["location"]
     assert back.startswith("http://localhost:1/ops/ui/callback?")

@@ -1,4 +1,4 @@
-"""The program on Apache Iggy, as a tenant and an operator meet it."""
+"""The program on Apache Iggy, as tenants and operators use it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.waiting import DEADLINE, eventually
 
 @pytest.fixture
 def program(iggy: str, database_url: str) -> Iterator[Program]:
-    """A daemon on the run's Iggy."""
+    """A daemon on the test run's Iggy."""
     with Program(None, database_url) as made:
         made.settings = {"BROKER_URL": iggy}
         yield made.start()
@@ -32,7 +32,7 @@ def program(iggy: str, database_url: str) -> Iterator[Program]:
 
 @pytest.fixture
 def own_server() -> Iterator[PrivateIggy]:
-    """A server that may be killed."""
+    """An Iggy server that the test may kill."""
     with services_iggy.own_server() as server:
         yield server
 
@@ -78,7 +78,7 @@ class Row(NamedTuple):
 
 
 def rows_of(program: Program, tenant: Tenant, count: int) -> list[Row]:
-    """Wait for so many rows; give all, in the order of their positions."""
+    """Wait for so many rows; return all, in the order of their positions."""
 
     def look() -> list[Row]:
         with psycopg.connect(program.database_url) as connection:

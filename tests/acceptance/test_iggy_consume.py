@@ -1,4 +1,4 @@
-"""The multi-tenant consumer on Apache Iggy, and what its users can do to what the daemon stores."""
+"""The multi-tenant consumer on Apache Iggy, and what its users can do to the daemon's work."""
 
 from __future__ import annotations
 
@@ -187,7 +187,8 @@ def test_a_holder_of_a_consumers_credentials_costs_the_daemon_no_message(
         request = wire.store_offset(GROUP, place, 0, alone=alone)
         holder.call(lambda client: client.send_binary_request(wire.STORE_OFFSET, request))
 
-    # Paused, the daemon stores nothing; then an offset that is too far would pass a message over.
+    # While the tenant is paused the daemon stores no offset: one that its user could store too
+    # far ahead would skip messages.
     assert program.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
     for number in range(20):
         body = {"payload": number, "id": f"later-{number}"}

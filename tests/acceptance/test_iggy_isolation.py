@@ -1,4 +1,4 @@
-"""The proof on Apache Iggy that no tenant reaches another, and that it finds who does."""
+"""The proof of isolation on Apache Iggy: it holds, and it finds tenants that reach others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.waiting import eventually
 
 @pytest.fixture
 def program(iggy: str, database_url: str) -> Iterator[Program]:
-    """A daemon on the run's Iggy that repairs nothing meanwhile."""
+    """A daemon on the test run's Iggy that repairs no drift meanwhile."""
     with Program(None, database_url) as made:
         made.settings = {"BROKER_URL": iggy, "TENANTRY_RECONCILE_EVERY_SECONDS": "86400"}
         yield made
@@ -52,12 +52,12 @@ class Server:
     def allow(
         self, user: str, streams: dict[int, iggy.StreamPermissions], **everywhere: bool
     ) -> None:
-        """Give a user these rights, and no others."""
+        """Grant a user these rights only."""
         rights = iggy.Permissions(iggy.GlobalPermissions(**everywhere), streams)
         self.root.call(lambda client: client.update_permissions(user, rights))
 
     def probes(self) -> list[str]:
-        """Name the daemon's probes: others' tests use the server as well."""
+        """Return the names of this daemon's probes: other tests use the server as well."""
         users = self.root.call(lambda client: client.get_users())
         return [one.username for one in users if self._digest in one.username]
 

@@ -1,4 +1,4 @@
-"""Apache Iggy behind TLS, with an authority of a company's own."""
+"""Apache Iggy behind TLS, with a certificate of a private authority."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deleted and created again, with everything real: what the former leaves, and who reaches it."""
+"""A tenant is deleted and created again: what the former one leaves, and who can read it."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ FATES: Final = {
     "tenantry.terms": NOBODYS,
     "tenantry.walks": GONE,
 }
-"""What becomes of every table when a tenant is deleted and another gets its id."""
+"""The fate of each table's rows when a tenant is deleted and another gets its id."""
 
 WITH_THE_COUNTS = {
     "tenantry.refused_publishes", "tenantry.removals", "tenantry.statistics",
     "tenantry.statistics_marks",
 }  # fmt: skip
-"""What goes when the counts do: of rows that are retained, when another tenant gets the id."""
+"""Tables whose rows go with the counts: if messages are retained, when the id is given again."""
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def bearer(tenant_id: str, iat: float | None) -> dict[str, str]:
 
 
 def tables(connection: psycopg.Connection) -> list[str]:
-    """Name every table, but for the tenants' own and parts of others."""
+    """Return the names of all tables, without the tenants' own and partitions of others."""
     found = connection.execute(
         "SELECT n.nspname || '.' || c.relname FROM pg_class AS c"
         " JOIN pg_namespace AS n ON n.oid = c.relnamespace"
@@ -117,7 +117,7 @@ def tables(connection: psycopg.Connection) -> list[str]:
 
 
 def naming(connection: psycopg.Connection, tenant_id: str) -> set[str]:
-    """Name the tables in which any row has the tenant's id in it, wherever, or is of a queue."""
+    """Return the tables with a row that contains the tenant's id, or with any row of a queue."""
     found = set()
     for name in tables(connection):
         rows = connection.execute(
@@ -153,26 +153,26 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
         assert set(tables(connection)) == FATES.keys()
         there = naming(connection, tenant.id)
         assert {name for name, fate in FATES.items() if fate is GONE} - there <= {
-            "tenantry.attempts",  # of handlers that fail
-            "tenantry.consumer_leases",  # while a batch is not settled
-            "tenantry.iggy_offsets",  # of another broker
+            "tenantry.attempts",  # only if handlers fail
+            "tenantry.consumer_leases",  # only while a batch is not settled
+            "tenantry.iggy_offsets",  # only on Iggy
             "tenantry.iggy_rejected",
             "tenantry.iggy_users",
-            "tenantry.statistics",  # once a minute is over
+            "tenantry.statistics",  # only once a minute is over
             "tenantry.statistics_marks",
-            "tenantry.refused_publishes",  # of those that publish beyond their limits
-            "tenantry.removals",  # of those whose messages are limited
-            "tenantry.queued",  # which is empty once all is stored
-            "tenantry.walks",  # while somebody walks
+            "tenantry.refused_publishes",  # only if a limit refuses messages
+            "tenantry.removals",  # only with a retention
+            "tenantry.queued",  # empty once all is stored
+            "tenantry.walks",  # only while dead letters are browsed
         }
         assert program.call("DELETE", f"{path}?retain=true").status_code == 204
-        # Whoever walks along its dead letters just now comes to an end.
+        # A browse of its dead letters may be under way, and ends soon.
         left = eventually(
             lambda: "tenantry.walks" not in (found := naming(connection, tenant.id)) and found
         )
         surprising = {name for name in left if FATES[name] not in {KEPT, ASIDE, NAMES}}
         assert surprising <= WITH_THE_COUNTS
-        # Kept, and still the former's own.
+        # The rows are kept, and the former tenant can still read them.
         assert front.get(page, headers=old).json()["data"] == first["data"]
 
         again = program.create(topics=["logs"])
@@ -196,7 +196,7 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
     assert front.get(f"{path}/dead-letters", headers=new).json()["data"] == []
     cursor = front.get(page, params={"cursor": first["follow_cursor"]}, headers=new)
     assert cursor.status_code == 400
-    # The same id again is not the same message.
+    # The same message id in the new tenant is another message.
     body = {"payload": "new", "id": "m"}
     assert front.post(f"{path}/messages", json=body, headers=new).status_code == 202
     shown = eventually(
@@ -209,7 +209,8 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
     assert json.loads(listed.stdout) == first["data"]
     audit = program.get(f"{path}/audit")
     assert (audit["balanced"], audit["stored"], audit["rows"]) == (True, 1, 1)
-    # Deleted with its rows kept once more, both are there, also after a restart.
+    # After another deletion with its rows kept, both former tenants' rows can be read, also after
+    # a restart.
     assert program.call("DELETE", f"{path}?retain=true").status_code == 204
     program.create()
     assert program.stop() == 0

@@ -1,4 +1,4 @@
-"""The program as a wheel, beside packages with the names its folders have in the repository."""
+"""The program as a wheel, beside packages with the same names as its folders in the repository."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def note(message, cursor):
 
 
 def wheel(directory: Path) -> Path:
-    """Build a wheel from a copy of the sources, with what is installed here, and unpack it."""
+    """Build a wheel from a copy of the sources, with the tools installed here, and unpack it."""
     copy = directory / "sources"
     copy.mkdir()
     for name in ("actors", "tenantry"):

@@ -106,7 +106,7 @@ ATTEMPTS: tuple[Attempt, ...] = (
 def test_a_tenants_user_is_refused_everything_but_its_own_stream_and_queues(
     running: Program,
 ) -> None:
-    # One id is the beginning of the other: a pattern without an end would let it through.
+    # One id is a prefix of the other: a permission pattern without an end would match both.
     own = running.create("acme", topics=["events"])
     other = tenant_beginning_with(running, own)
     with pika.BlockingConnection(pika.URLParameters(own.amqp_url)) as connection:

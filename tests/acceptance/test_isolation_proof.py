@@ -24,7 +24,7 @@ def probes_left(program: Program) -> list[str]:
     users = program.management.get("/users").raise_for_status().json()
     with psycopg.connect(program.database_url) as connection:
         roles = connection.execute("SELECT role FROM tenantry.sql_roles WHERE probe").fetchall()
-    # Other tests' daemons prove the isolation of theirs meanwhile.
+    # Other tests' daemons have probes of their own meanwhile.
     mine = [one for one in users if one["name"].startswith(prefix(program))]
     return [str(one) for one in (*mine, *roles)]
 
@@ -36,7 +36,7 @@ def prefix(program: Program) -> str:
 
 
 def test_it_is_proven_without_any_password_and_every_leak_is_found(program: Program) -> None:
-    # Nothing is to be repaired meanwhile.
+    # No drift may be repaired meanwhile.
     program.settings["TENANTRY_RECONCILE_EVERY_SECONDS"] = "86400"
     program.start()
     one, other = program.create(topics=["events"]), program.create("other", topics=["events"])
@@ -55,7 +55,7 @@ def test_it_is_proven_without_any_password_and_every_leak_is_found(program: Prog
     eventually(lambda: program.runtime(one)["stored"] == 2)
     assert f"tenant_{one.id}_consumer.default" not in {target for _, target in tried}
 
-    # A user that only consumes is tried, too, where there is one.
+    # If the tenant has consumer access, that user is tried, too.
     assert program.call("POST", f"/tenants/{one.id}/consumer-access").status_code == 200
     consumer, group = f"tenant_{one.id}_consumer", f"tenant_{one.id}_consumer.default"
     allow(program, one, user=consumer, write=f"^{other.stream}$", read=f"^({group}|{one.queue})$")
@@ -73,7 +73,7 @@ def test_it_is_proven_without_any_password_and_every_leak_is_found(program: Prog
     assert program.call("DELETE", f"/tenants/{one.id}/consumer-access").status_code == 204
     assert probes_left(program) == []
 
-    # Somebody lets one tenant read what is the other's, in each place.
+    # Let one tenant reach the other's objects, on the broker and in the database.
     allow(program, one, read=f"^({one.queue}|{other.dead_letters})$", configure=f"^{other.queue}$")
     with psycopg.connect(program.database_url, autocommit=True) as connection:
         connection.execute("CREATE POLICY careless ON messages FOR SELECT USING (true)")
@@ -111,7 +111,7 @@ def test_the_daemon_proves_it_by_itself_and_tells(program: Program) -> None:
     program.settings["TENANTRY_ISOLATION_VERIFY_EVERY_SECONDS"] = "0.5"
     program.start()
     one, other = program.create(), program.create("other")
-    # A role that was given too much: by hand, and so behind the daemon's back.
+    # A role that was granted too much by hand, behind the daemon's back.
     granted = program.call("POST", f"/tenants/{one.id}/sql-access").json()
     metric = "tenantry_isolation_failures"
     eventually(lambda: scrape(program).value(metric) == 0, what="a proof")

@@ -1,4 +1,4 @@
-"""The manual is followed by the letter: its commands are run, and print what it shows."""
+"""The manual's commands are run as they stand, and must print what the manual shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.manual import pages
 from tests.manual.session import Session, follow
 
 USUALLY = ("docs/first-steps.md", "docs/operations.md", "docs/embedded-broker.md")
-"""Pages that every change is tried with; a thorough run has all."""
+"""Pages that are tried for every change; a thorough run tries all."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a tenant publishes is stored as it is; what can't be stored is set aside as it was."""
+"""Messages are stored as published; those that can't be stored become dead letters, unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PUBLISHED = datetime(2026, 1, 31, 12, 0, 7, tzinfo=UTC)
 
 
 def publish(tenant: Tenant, messages: list[tuple[str, bytes, dict[str, Any]]]) -> None:
-    """Publish as the tenant's own user; returns once the broker has confirmed everything."""
+    """Publish as the tenant's own user; return once the broker has confirmed everything."""
     with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
@@ -263,7 +263,7 @@ def test_what_asyncapi_says_of_a_tenant_is_on_the_broker(shared: Program) -> Non
                     auto_delete=exchange["autoDelete"], passive=True,
                 )  # fmt: skip
                 key = one["address"].replace("{partition}", "0")
-                publish(tenant, [(key, b"1", {})])  # mandatory: it is routed
+                publish(tenant, [(key, b"1", {})])  # mandatory, so this fails if it is unroutable
             elif "queue" in binding:
                 channel.queue_declare(binding["queue"]["name"], durable=True, passive=True)
                 named.append(binding["queue"]["name"])

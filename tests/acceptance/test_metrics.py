@@ -1,4 +1,4 @@
-"""The metrics of the running program, held against what is really so."""
+"""The metrics of the running program, compared with its real state."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def becomes(look: Callable[[], object], expected: object) -> None:
 def publish(
     tenant: Tenant, *ids: str, body: bytes = b"{}", content_type: str = "application/json"
 ) -> None:
-    """Publish through the tenant's own user, confirmed, with the time it is now."""
+    """Publish as the tenant's own user, with confirms and the present time."""
     with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
@@ -70,7 +70,7 @@ def test_gauges_are_true_from_creation_through_resize_pause_and_restart_to_delet
     assert first.value("tenant_workers_current", tenant_id=tenant.id) == 3
     assert first.processed(tenant.id) == (0, 0, 0)
     assert first.labels("tenant_id") == {"", tenant.id, other.id}
-    assert running.get("/info")["metrics"] == {"port": None}  # unless it is asked for
+    assert running.get("/info")["metrics"] == {"port": None}  # the default
 
     path = f"/tenants/{tenant.id}"
     assert running.call("PUT", f"{path}/config/concurrency", {"workers": 9}).status_code == 200
@@ -117,7 +117,7 @@ def test_stored_messages_duplicates_and_dead_letters_are_counted_across_restarts
     assert running.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
     assert running.stop() == 0
     running.start()
-    # Paused or not, what is shown is never less than it was.
+    # Paused or not, the counters never decrease.
     seen = {scrape(running).processed(tenant.id)}
     assert running.call("POST", f"/tenants/{tenant.id}/resume").status_code == 200
     seen.add(scrape(running).processed(tenant.id))

@@ -1,4 +1,4 @@
-"""Several daemons on one database and broker: each has tenants of its own, and none has two."""
+"""Several daemons on one database and broker: they share the tenants, each owned by one node."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TENANTS = 6
 
 
 class Cluster:
-    """Three nodes that have not been started; the first makes the tenants."""
+    """Three nodes that have not been started; the first one creates the tenants."""
 
     def __init__(self, stack: ExitStack, host: RabbitHost | None, database_url: str) -> None:
         self.url = database_url
@@ -38,7 +38,7 @@ class Cluster:
             return {tenant: (node, epoch) for tenant, node, epoch in rows}
 
     def shares(self) -> dict[str, int]:
-        """Count the tenants that each node consumes for, by what it says itself."""
+        """Count the tenants that each node consumes for, by its own status."""
         return {
             name: sum(one["consuming"] for one in node.get("/status")["tenants"].values())
             for name, node in self.nodes.items()
@@ -46,7 +46,7 @@ class Cluster:
         }
 
     def wait_spread(self, *names: str) -> dict[str, int]:
-        """Wait until these nodes consume for all tenants, and each for those that belong to it."""
+        """Wait until these nodes consume for all tenants, each for those that belong to it."""
         weights = dict.fromkeys(names, 1.0)
 
         def spread() -> dict[str, int] | None:
@@ -61,7 +61,7 @@ class Cluster:
 
 
 def words_for_all(program: Program, *nodes: str) -> list[str]:
-    """Choose tenants of which all nodes get as many: where one belongs follows from its id."""
+    """Choose tenants' names so that all nodes get equally many: placement follows from the ids."""
     room = dict.fromkeys(nodes, TENANTS // len(nodes))
     weights = dict.fromkeys(nodes, 1.0)
     chosen = []
@@ -76,7 +76,7 @@ def words_for_all(program: Program, *nodes: str) -> list[str]:
     return chosen
 
 
-# On the embedded broker `test_processes` has as many nodes, and one of them killed.
+# On the embedded broker `test_processes` has as many nodes, and kills one of them.
 @pytest.fixture(params=examples(["rabbitmq"], ["rabbitmq", "embedded"]))
 def cluster(request: pytest.FixtureRequest, database_url: str) -> Iterator[Cluster]:
     embedded = request.param == "embedded"
@@ -104,21 +104,21 @@ def test_nodes_share_the_tenants_and_what_one_loses_the_others_take(
         moved = {tenant: now for tenant, now in cluster.owners().items() if now[0] != "one"}
         assert all(epoch > before[tenant][1] for tenant, (_, epoch) in moved.items())
         ledger.wait_confirmed()
-        # Killed: what it had is at work elsewhere, and nothing else has moved.
+        # A node is killed: its tenants are taken over, and no others move.
         here = {tenant for tenant, (node, _) in cluster.owners().items() if node == "one"}
         two.kill()
         cluster.wait_spread("one", "three")
         now = cluster.owners()
         assert {tenant for tenant, (node, _) in now.items() if node == "one"} >= here
         ledger.wait_confirmed()
-        # Frozen for longer than a lease: it finds its term lost, and writes nothing more.
+        # A node is frozen for longer than a lease: it loses its term, and writes nothing more.
         three.freeze()
         cluster.wait_spread("one")
         ledger.wait_confirmed()
         three.send(signal.SIGCONT)
         assert three.wait() == 1
         assert len(three.events("daemon.term_lost")) == 1
-        # In order: no lease is waited for.
+        # A node stops gracefully: no lease has to expire.
         three.start()
         two.start()
         cluster.wait_spread("one", "two", "three")

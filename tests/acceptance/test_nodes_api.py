@@ -1,4 +1,4 @@
-"""Two nodes as their users see them: either takes any command, and answers as the other would."""
+"""Two nodes as their users see them: both take every command, and give the same answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECRET = "a secret of thirty-two bytes or more, for both nodes"
 
 
 class Pair:
-    """Two nodes on the embedded broker, each with tenants of its own: `left` is one's."""
+    """Two nodes on the embedded broker, each with tenants of its own: `left` belongs to `one`."""
 
     def __init__(self, one: Program, two: Program) -> None:
         self.one, self.two = one, two
@@ -34,7 +34,7 @@ class Pair:
         return None if row is None else row[0]
 
     def make(self, word: str, on: str, **fields: Any) -> dict[str, Any]:
-        """Make a tenant through `one`, and have it on a node."""
+        """Create a tenant through `one`, and move it to a node."""
         body = {"name": word, "id": self.one.name(word), **fields}
         made = self.one.call("POST", "/tenants", body)
         assert made.status_code == 201, made.text
@@ -118,7 +118,7 @@ def test_commands_through_the_wrong_node_are_carried_out_and_answered_as_through
             told for told in node.get("/audit?limit=200")["data"] if told["tenant_id"] == made["id"]
         ]
         assert (audit["in_flight"], audit["accepted"]) == (0, 1), "whichever node is asked"
-    # Who has called is known there, and under what id.
+    # The journal names the real callers, not the node that handed their requests on.
     actors = {event["actor"] for event in one.get(f"{path}/events?limit=100")["data"]}
     assert any(
         actor.startswith("uid=") and f"pid={one.process.pid}" not in actor for actor in actors
@@ -133,7 +133,7 @@ def test_a_tenant_is_made_on_the_node_it_belongs_to_and_once_for_a_key(pair: Pai
     nodes = set()
     admin = pair.token("--admin")
     headers = {**admin, "Idempotency-Key": pair.one.name("key")}
-    for number in range(40):  # whose one is follows from its id, which is made up
+    for number in range(40):  # placement follows from the id, which is generated
         made = pair.ask(
             "one", "POST", "/tenants", headers=pair.token("--admin"), body={"name": "x"}
         )
@@ -215,7 +215,7 @@ def test_a_drained_node_is_empty_takes_nothing_and_is_itself_again(pair: Pair) -
     listed = pair.one.cli("nodes", "--json").json
     assert {one["name"]: one["state"] for one in listed} == {"one": "active", "two": "active"}
     assert {one["pid"] for one in listed} == {pair.one.process.pid, pair.two.process.pid}
-    # It was wanted there, and is.
+    # The tenant was moved to `two` earlier, so it goes back there.
     eventually(lambda: pair.owner(made["id"]) == "two", what="the tenant is back")
     assert "two" in pair.one.cli("nodes").stdout
 
@@ -256,12 +256,12 @@ def test_a_tenants_token_gets_through_the_wrong_node_what_it_gets_through_the_ri
                 own = tenant is mine and (method, template) == calls[0][:2]
                 assert (here.status_code == 200) is own, (path, here.text)
             assert pair.ask("one", method, path, forged, body).status_code == 401
-    # A mark that says that it was handed on keeps it from being that, and no more.
+    # A forged mark of a request that was handed on only keeps it from being handed on.
     marked = {**token, "Tenantry-Handed-On": "two"}
     refused = pair.ask("one", "GET", f"/tenants/{mine['id']}", marked)
     assert refused.status_code == 503
     assert pair.ask("one", "GET", f"/tenants/{other['id']}", marked).status_code == 403
-    # The journal knows who it was.
+    # The journal names the caller.
     admin = pair.token("--admin")
     assert pair.ask("one", "POST", f"/tenants/{mine['id']}/pause", admin).status_code == 200
     last = pair.one.get(f"/tenants/{mine['id']}/events?limit=100")["data"]

@@ -1,4 +1,4 @@
-"""Broker and database go away under load; the daemon stays, and makes up for it afterwards."""
+"""Broker and database go away under load; the daemon stays up, and catches up afterwards."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def cut_database_connections(program: Program) -> int:
 def cut_broker_connections(program: Program) -> int:
     names = program.daemon_connections()
     for name in names:
-        # Gone by itself in the meantime is as good.
+        # A connection that has gone by itself meanwhile is no error.
         program.management.delete(f"/connections/{quote(name, safe='')}")
     return len(names)
 
 
 def wait_consuming(program: Program, ledger: Ledger) -> None:
-    """Wait until the daemon is ready, and stores what is new."""
+    """Wait until the daemon is ready, and stores new messages."""
     eventually(lambda: program.status_of("/readyz") == 200, what="readyz 200")
     stored = ledger.stored()
-    # The clients have to find their way back, too.
+    # The clients have to reconnect, too.
     ledger.wait_confirmed(1, timeout=DEADLINE)
     eventually(lambda: ledger.stored() > stored, what="new rows")
 
 
 def taken(answer: httpx.Response) -> httpx.Response | None:
-    """Give the answer to a command, unless that is to be sent again later."""
+    """Return the answer to a command; None if the command should be sent again later."""
     return None if answer.status_code == 503 and "retry-after" in answer.headers else answer
 
 
@@ -69,7 +69,7 @@ def test_whoever_comes_first_after_its_connections_were_cut_at_rest_is_served(
 ) -> None:
     tenant = running.create()
     publish, read = f"/tenants/{tenant.id}/messages", f"/messages?tenant_id={tenant.id}"
-    # A connection each: one that is kept may be closed at the moment it is used again.
+    # A new connection for each request: a kept one may be closed as it is used again.
     alone = httpx.Limits(max_keepalive_connections=0)
     with httpx.Client(
         base_url=tcp_url(running), limits=alone, timeout=DEADLINE, trust_env=False
@@ -84,7 +84,7 @@ def test_whoever_comes_first_after_its_connections_were_cut_at_rest_is_served(
             ]
             assert [one.status_code for one in answers] == [202, 200, 202, 200], (cut, answers)
 
-        # Until the front has means of its own, the daemon works for it.
+        # Until the front has its own connections, the daemon does its work.
         eventually(lambda: running.events("broker.connected")[2:], what="the front's connection")
         first("nothing")
         for cut in ("database", "broker", "both"):
@@ -123,7 +123,7 @@ def test_a_database_that_takes_no_connections_for_a_while_stops_nothing_for_good
                 connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         wait_consuming(running, ledger)
     ledger.check(alive=running.check_running)
-    # Without renewals the term may have lapsed by the time the database is back.
+    # Without heartbeats the term may have expired by the time the database is back.
     after = {"name": "after", "id": running.name("after")}
     answer = eventually(lambda: taken(running.call("POST", "/tenants", after)), what="a command")
     assert answer.json()["state"] == "active"

@@ -28,7 +28,7 @@ def embedded(database_url: str) -> Iterator[Program]:
 
 
 def nodes(program: Program) -> dict[str, int]:
-    """Give the process of each node that is at work, as the database knows it."""
+    """Return the process id of each active node, from the database."""
     with psycopg.connect(program.database_url) as connection:
         rows = connection.execute(
             "SELECT n.name, t.pid FROM tenantry.nodes AS n"
@@ -38,7 +38,7 @@ def nodes(program: Program) -> dict[str, int]:
 
 
 def wait_spread(program: Program) -> dict[str, int]:
-    """Wait until three nodes are at work, each for the tenants that belong to it."""
+    """Wait until three nodes are active, each with the tenants that placement gives it."""
 
     def spread() -> dict[str, int] | None:
         there = nodes(program)
@@ -74,7 +74,7 @@ def test_processes_share_the_work_and_are_one_service_to_whoever_looks(
     assert len(re.findall("^# TYPE messages_processed_total ", text, re.MULTILINE)) == 1
     stored = families["messages_processed"].samples
     assert {one.labels["tenant_id"] for one in stored} == {one.id for one in tenants}
-    # Which nodes have a tenant follows from their names: of few, one may have none.
+    # Placement follows from the tenants' ids: with few tenants a node may have none.
     weights = dict.fromkeys(after, 1.0)
     assert {one.labels["node"] for one in stored} == {place(one.id, weights) for one in tenants}
     port = program.get("/info")["server"]["port"]

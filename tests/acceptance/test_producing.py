@@ -21,9 +21,9 @@ def lines_are_there(lines: list[str], stdout: str) -> None:
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """Where its PostgreSQL, another user's if root runs this, can be reached all the time.
+    """A directory that the demo's PostgreSQL can always reach, as another user if root runs this.
 
-    pytest's own place is shut anew by each run that begins.
+    Each run of pytest that begins closes pytest's own directory to other users again.
     """
     with scratch.directory("tenantry-test-demo-") as made:
         yield made
@@ -32,7 +32,7 @@ def temporary() -> Iterator[Path]:
 def test_the_demo_shows_everything_and_proves_that_it_adds_up(
     temporary: Path, program: Program
 ) -> None:
-    # It needs no RabbitMQ, nor to find one.
+    # The demo needs no RabbitMQ, and none is configured.
     alone = {"PATH": "/usr/bin:/bin", "RABBITMQ_URL": "", "DATABASE_URL": ""}
     ended = program.cli("demo", timeout=2 * DEADLINE, TMPDIR=str(temporary), **alone)
     assert ended.code == 0, ended.stderr
@@ -93,7 +93,7 @@ def test_the_producer_runs_twice_and_isolation_is_proven(running: Program) -> No
         assert proof.code == 0, proof.stderr
         assert "/api/whoami (the management API)" in {one["target"] for one in proof.json["checks"]}
     finally:
-        # Their names are not this test's own, as those of other tests are.
+        # Other tests use these names as well.
         for tenant_id in ("1", "2"):
             running.call("DELETE", f"/tenants/{tenant_id}")
     bad = running.cli("produce", PRODUCERS_COUNT="none")

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real daemon, and understands all that is asked of it."""
+"""A real Prometheus scrapes a real daemon, and answers every query of dashboards and alerts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.waiting import DEADLINE, eventually
 
 
 def samples(port: int) -> set[str]:
-    """Give the names of all that a scrape brings."""
+    """Return the names of all metrics in a scrape."""
     answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE, trust_env=False)
     return {name for name, _ in read(answer.text).samples}
 
@@ -33,13 +33,13 @@ def test_every_query_of_the_dashboards_and_alerts_is_answered_and_nothing_is_on_
         there = samples(port)
         return {where for where, expr in panels() if not metrics_of(expr) & there}
 
-    # So much can be told without a Prometheus, too.
+    # This much can be checked without a Prometheus, too.
     eventually(lambda: not empty(), what="every panel but the quiet ones has something to show")
     found("prometheus")
     with scraping({"one": port}, RULES, tmp_path) as prometheus:
         stored = f'messages_processed_total{{tenant_id="{tenant.id}", outcome="stored"}}'
         eventually(lambda: prometheus.query(f"{stored} == 1"), what="the row is counted")
-        # A rate has two scrapes between which it is.
+        # A rate needs two scrapes.
         eventually(lambda: prometheus.query(f"count_over_time({stored}[1m]) > 2"))
         answers = {
             where: prometheus.query(expr.replace("$tenant", tenant.id)) for where, expr in queries()

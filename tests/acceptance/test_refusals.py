@@ -1,4 +1,4 @@
-"""What can't work is refused with one clear line and the right exit code, and harms nobody."""
+"""Invalid input is refused with one clear line and the right exit code, and changes nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BAD_IDS = (
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port on which nobody listens, kept from everybody else."""
+    """A port without a listener, reserved for this test."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -51,7 +51,7 @@ def closed_port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def idle() -> Iterator[Program]:
-    """A daemon that could start, were it told the right things."""
+    """A daemon that is not started, and could start with valid settings."""
     with (
         services_rabbitmq.virtual_host() as host,
         services_postgres.database(services_postgres.admin_url()) as url,
@@ -64,7 +64,7 @@ def idle() -> Iterator[Program]:
 def at_once(
     idle: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[AtOnce]:
-    """Run a command in this very process: it is refused before anything is begun."""
+    """Run a command in this process: it is refused before the daemon starts."""
     begun = AssertionError("the daemon was begun")
     monkeypatch.setattr("daemon.serve", Mock(side_effect=begun))
 
@@ -82,7 +82,7 @@ def at_once(
 
 
 def all_there_is(program: Program) -> list[list[str]]:
-    """Name the tenants, the events and the queues."""
+    """Return the tenants, the events and the queues."""
     vhost = quote(program.host.vhost, safe="")
     queues = program.management.get(f"/queues/{vhost}").raise_for_status().json()
     return [

@@ -1,4 +1,4 @@
-"""The last password that was shown is good, and no session by another lasts."""
+"""The last password shown is valid, and no session of another password lasts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lets_in(tenant: Tenant) -> None:
     """Connect as the tenant, or raise."""
     if tenant.amqp_url.startswith("amqp"):
         connection = pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
-        # Its sessions end where its password is set back, and so may this one at any moment.
+        # Setting the password back ends the user's sessions, this one perhaps at any moment.
         with suppress(AMQPError):
             connection.close()
         let_go(connection)
@@ -39,7 +39,7 @@ def lets_in(tenant: Tenant) -> None:
 def test_after_a_rotation_that_was_cut_short_the_last_password_shown_is_good(
     daemon: Program,
 ) -> None:
-    # The first pass is the creation's own password; there is none after the restart.
+    # The failpoint's first pass is the creation's own password; the restart has no such pass.
     daemon.start(TENANTRY_FAILPOINTS="password_pending:kill@2")
     tenant = daemon.create()
     cut_short(daemon, tenant)
@@ -68,7 +68,7 @@ def test_what_begins_to_log_in_before_a_rotation_and_comes_after_it_does_not_sta
 
 
 def lives(session: pika.BlockingConnection | psycopg.Connection) -> bool:
-    """Tell whether a session has not been ended."""
+    """Tell whether a session still lives."""
     if isinstance(session, pika.BlockingConnection):
         try:
             session.process_data_events(time_limit=0.1)
@@ -84,12 +84,12 @@ def lives(session: pika.BlockingConnection | psycopg.Connection) -> bool:
 
 
 def let_go(connection: pika.BlockingConnection) -> None:
-    """Do what pika leaves undone where the broker has closed a connection that nobody waited on."""
+    """Clean up a connection that the broker has closed between calls, as pika does not."""
     connection._cleanup()
 
 
 def cut_short(daemon: Program, tenant: Tenant) -> None:
-    """Rotate, which ends the daemon."""
+    """Rotate the credentials, which kills the daemon at its failpoint."""
     lets_in(tenant)
     with pytest.raises(httpx.TransportError):
         daemon.call("POST", f"/tenants/{tenant.id}/credentials/rotate")

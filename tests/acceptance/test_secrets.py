@@ -1,4 +1,4 @@
-"""Passwords stand nowhere they can be read: not in logs, arguments, the journal or the tables."""
+"""Passwords can't be read anywhere: not in logs, arguments, the journal or the tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DATABASE_SECRET = f"database-{secrets.token_hex(8)}"
 
 
 def everything_in(url: str) -> str:
-    """Give every table of the program as text, row by row."""
+    """Return all tables of the program as text, row by row."""
     with psycopg.connect(url) as connection:
         tables = connection.execute(
             "SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('public', 'tenantry')"
@@ -34,7 +34,7 @@ def everything_in(url: str) -> str:
 
 
 def command_lines() -> str:
-    """Give the arguments of every process there is."""
+    """Return the arguments of all processes."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -56,7 +56,7 @@ def test_no_password_is_logged_stored_or_passed_as_an_argument(rabbitmq: RabbitH
         ).raise_for_status()
         host = urlsplit(rabbitmq.url).netloc.rpartition("@")[2]
         management = urlsplit(rabbitmq.management_url).netloc.rpartition("@")[2]
-        program.own_interpreter = True  # its arguments are looked at, and its front's
+        program.own_interpreter = True  # its arguments are checked, and its front's
         program.settings = {
             "RABBITMQ_URL": f"amqp://{admin}:{BROKER_SECRET}@{host}/{rabbitmq.vhost}",
             "RABBITMQ_MANAGEMENT_URL": f"http://{management}",

@@ -1,4 +1,4 @@
-"""Tenants that compete on one daemon store by their weights."""
+"""Tenants that compete on one daemon get their shares by weight."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.acceptance.program import Program, Tenant
 from tests.waiting import eventually
 
 HEAVY, LIGHT = 3, 1
-"""Weights."""
+"""The tenants' weights."""
 
 BACKLOG = {HEAVY: 7_000, LIGHT: 2_600}
-"""More for who stores faster, so that both have some to the end."""
+"""More for the tenant that stores faster, so that both have messages to the end."""
 
 BATCH = 100
 SETTLING, FEWEST = 5, 10
-"""Batches of each that are left out at both ends, and how many of the light one have to be left."""
+"""Batches of each left out at both ends, and how many of the light one must remain between."""
 
 SETTINGS = {
     "TENANTRY_CONSUMER_BATCH_SIZE": str(BATCH),
@@ -41,8 +41,8 @@ CREATE TABLE public.gate ();
 CREATE FUNCTION public.slowly() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN PERFORM FROM public.gate; PERFORM pg_sleep(0.01); RETURN NULL; END $$
 """
-"""What there is too little of is the database, however many processors there are; and nothing is
-stored while somebody has locked the gate."""
+"""Makes the database the bottleneck, however many processors there are; and stores nothing while
+the table `gate` is locked."""
 
 
 class Stored(NamedTuple):
@@ -87,7 +87,7 @@ def pile_up(program: Program, tenant: Tenant, count: int) -> None:
 
 
 def batches(program: Program) -> list[Stored]:
-    """Give all that was stored, in its order: each batch has a time of its own."""
+    """Return all stored batches, in order: each has a time of its own."""
     with psycopg.connect(program.database_url) as connection:
         rows = connection.execute(
             "SELECT tenant_id, created_at, count(*) FROM public.messages"
@@ -97,9 +97,9 @@ def batches(program: Program) -> list[Stored]:
 
 
 def shares(stored: list[Stored], heavy: Tenant, light: Tenant) -> tuple[int, int]:
-    """Count the rows of both from one of the light one's batches to another, while both wait.
+    """Count both tenants' rows between two batches of the light one, while both have a backlog.
 
-    So it is turns that are counted, whatever time they took.
+    So turns are counted, however long they took.
     """
     times = [[one.at for one in stored if one.tenant_id == of.id] for of in (heavy, light)]
     began, ended = max(of[SETTLING] for of in times), min(of[-SETTLING] for of in times)

@@ -1,4 +1,4 @@
-"""The daemon ends in order, or at once when it is told twice; nothing is lost either way."""
+"""The daemon ends gracefully, or at once on a second signal; nothing is lost either way."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_drained_daemon_answers_and_consumes_no_more(running: Program, ledger:
 
 @contextmanager
 def held_up(program: Program, tenant: Tenant) -> Iterator[None]:
-    """Hold the row that everything of a tenant waits for to be stored."""
+    """Lock the row that every transaction storing the tenant's messages needs."""
     with psycopg.connect(program.database_url) as connection:
         connection.execute(
             "SELECT FROM tenantry.tenant_counters WHERE tenant_id = %s FOR UPDATE", [tenant.id]
@@ -82,7 +82,7 @@ def held_up(program: Program, tenant: Tenant) -> Iterator[None]:
 
 
 def test_a_second_signal_ends_a_drain_at_once(program: Program, ledger: Ledger) -> None:
-    # Without it this drain would last for an hour: what it waits for is held up to the end.
+    # Without the second signal this drain would last for an hour: the lock is held to the end.
     running = program.start(TENANTRY_SHUTDOWN_DEADLINE_SECONDS="3600")
     tenant = running.create()
     with held_up(running, tenant):
@@ -108,7 +108,7 @@ def test_what_is_unfinished_at_the_deadline_is_named_and_stored_after_the_next_s
         eventually(lambda: program.runtime(tenant)["unsettled"] > 0, what="unsettled deliveries")
         unsettled = program.runtime(tenant)["unsettled"]
         began = time.monotonic()
-        # What it would wait for is held up still.
+        # The lock that the drain waits for is still held.
         assert program.stop() == 1
         assert time.monotonic() - began >= 1
     orphans = program.events("drain.orphan")

@@ -60,8 +60,8 @@ def test_a_tenant_reads_its_rows_with_sql_until_it_is_revoked_or_deleted(
 
 @contextmanager
 def hostile_sessions(url: str) -> Iterator[psycopg.Connection]:
-    """Hold what a tenant can: transactions that read, one over the other; and, in the session that
-    is given, a lock on the table of all tenants, which it may name though it may not read it."""
+    """Hold all that a tenant can: two overlapping transactions that read; and, in the session that
+    is yielded, a lock on the table of all tenants, which the tenant may name though not read."""
     with psycopg.connect(url) as one, psycopg.connect(url) as two, psycopg.connect(url) as three:
         for reading in (one, two):
             reading.execute("SELECT count(*) FROM messages")

@@ -1,4 +1,4 @@
-"""Two daemons on one database: one leads, the other waits, and what was frozen stays out."""
+"""Two daemons on one database: one leads, the other stands by, and a frozen one is fenced."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_standby_takes_over_at_once_when_the_leader_ends_in_order(
         eventually(lambda: standby.status_of("/readyz") == 200, what="a takeover")
         ledger.wait_confirmed()
     ledger.check(alive=standby.check_running)
-    # The first is the standby of the second now.
+    # Now the first daemon is the standby of the second.
     running.settings["TENANTRY_NODE_STANDBY"] = "true"
     standing_by(running)
     assert standby.stop() == 0

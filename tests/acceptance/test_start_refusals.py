@@ -1,4 +1,4 @@
-"""Whatever around the process keeps it from starting: one line, with the key and a remedy."""
+"""If its surroundings keep the daemon from starting, it says so in one line, with a remedy."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SECRET = "s" * 32
 
 @pytest.fixture
 def program() -> Iterator[Program]:
-    """One that gets to no service."""
+    """A daemon that ends before it reaches any service."""
     with Program(None, "") as made:
         yield made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is wrong (`make` brings it about, and gives the settings), and what must be said."""
+    """A fault (`make` causes it, and returns the settings), and what the daemon must say."""
 
     make: Callable[[Path], dict[str, str]]
     key: str
@@ -63,7 +63,7 @@ def _foreign_database(place: Path) -> dict[str, str]:
 
 def _folder_as_instance(place: Path) -> dict[str, str]:
     (place / "instance").mkdir()
-    own_server(place / "postgres")  # a copy: to make one takes a while
+    own_server(place / "postgres")  # a copy, as making one takes a while
     return {}
 
 
@@ -208,7 +208,7 @@ for state in sys.argv[1:]:
     _, status = os.waitpid(child, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
 """
-"""Runs the daemon on each of several directories, its modules loaded once for all."""
+"""Runs the daemon on each of several directories, and loads its modules once for all."""
 
 
 @pytest.mark.skipif("not _can_mount()", reason="takes the right to mount")

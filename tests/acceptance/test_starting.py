@@ -1,4 +1,4 @@
-"""SIGTERM at any moment of the start is an end in order, from when the kernel can hand it over."""
+"""SIGTERM at any moment of the start ends the daemon gracefully, once its handler is set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.own_interpreter
 
 
 def hears(pid: int, number: int) -> bool:
-    """Tell whether a process has a handler for a signal, as the kernel knows it."""
+    """Tell whether a process has a handler for a signal, by the kernel's account."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
@@ -31,7 +31,7 @@ def test_a_signal_while_modules_are_loaded_ends_the_daemon_with_a_line(
     program: Program, number: signal.Signals
 ) -> None:
     process = program.spawn()
-    # Python has a handler of its own for SIGINT; the last that is set here is for SIGHUP.
+    # Python has its own handler for SIGINT; SIGHUP's is the last that the program sets.
     eventually(lambda: hears(process.pid, signal.SIGHUP), what="handlers")
     process.send_signal(number)
     assert program.wait(DEADLINE) == 0
@@ -69,7 +69,7 @@ def test_other_commands_end_by_a_signal_as_commands_do(program: Program) -> None
 
 
 def stop_at_a_random_moment(program: Program, longest: float) -> None:
-    """Start, send SIGTERM after a while, and wait for an end that waits for nothing."""
+    """Start the daemon, send SIGTERM after a while, and expect an end without any waiting."""
     process = program.spawn(TENANTRY_SHUTDOWN_DEADLINE_SECONDS="3600")
     eventually(lambda: hears(process.pid, signal.SIGTERM), what="a handler")
     time.sleep(random.uniform(0, longest))
@@ -81,7 +81,7 @@ def test_sighup_at_a_start_is_harmless_and_sigterm_at_any_moment_of_it_ends_it(
     program: Program,
 ) -> None:
     process = program.spawn()
-    # There is nothing yet that could be read again.
+    # So early there are no settings yet to reload.
     eventually(lambda: hears(process.pid, signal.SIGHUP), what="a handler")
     process.send_signal(signal.SIGHUP)
     program.wait_ready(60)
@@ -89,6 +89,6 @@ def test_sighup_at_a_start_is_harmless_and_sigterm_at_any_moment_of_it_ends_it(
     assert program.stop() == 0
     for _ in range(examples(2, 8)):
         stop_at_a_random_moment(program, 2.5)
-    program.own_interpreter = not preloaded.available()  # the last is like any other
+    program.own_interpreter = not preloaded.available()  # the last start may be preloaded again
     program.start()
     assert len(program.get("/tenants")["data"]) == 1

@@ -1,4 +1,4 @@
-"""What hangs is replaced, what keeps failing is parked, and what can't go on ends the process."""
+"""Hanging actors are replaced, failing tenants parked; a fatal failure ends the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.services_rabbitmq import RabbitHost
 from tests.waiting import DEADLINE, eventually
 
 HANG_SECONDS = "5"
-"""Long enough for a machine with much else to do."""
+"""Long enough for a busy machine."""
 
 
 def scrape(program: Program) -> Scrape:
@@ -48,7 +48,7 @@ def test_a_tenant_that_hangs_in_a_command_is_replaced_and_its_neighbour_notices_
 ) -> None:
     program.start(
         TENANTRY_SUPERVISION_HANG_SECONDS=HANG_SECONDS,
-        # Two appends make a tenant: the fifth is the first command after two of them.
+        # Two appends make a tenant: the fifth is that of the first command after two creations.
         TENANTRY_FAILPOINTS="before_append:hang@5",
     )
     tenant, other = program.create("one"), program.create("other")
@@ -85,7 +85,7 @@ def test_a_loop_that_hangs_ends_the_process_and_the_next_one_makes_up_for_it(
 
 
 def declare_otherwise(program: Program, tenant: Tenant) -> None:
-    """Replace a tenant's queue by one that its declaration is refused for."""
+    """Replace a tenant's queue by one that conflicts with the daemon's declaration."""
     with program.connect_admin() as connection:
         channel = connection.channel()
         channel.queue_delete(tenant.queue)
@@ -95,7 +95,7 @@ def declare_otherwise(program: Program, tenant: Tenant) -> None:
 def test_a_tenant_that_keeps_failing_is_parked_seen_and_revived(
     rabbitmq: RabbitHost, database_url: str, ledger: Ledger
 ) -> None:
-    # One of its own: what fails here is in the log with its traceback, as it should be.
+    # A daemon of its own: its log has tracebacks of the failures here, as it should.
     with Program(rabbitmq, database_url) as program:
         park(program.start(), ledger)
 
@@ -130,6 +130,6 @@ def park(program: Program, ledger: Ledger) -> None:
         ledger.wait_confirmed()
     ledger.check(alive=program.check_running)
     types = [one["type"] for one in program.get(f"/tenants/{tenant.id}/events")["data"]]
-    # That its queue has gone may be seen, and repaired, before the command comes.
+    # The daemon may notice and repair the missing queue before the command comes.
     told = [one for one in types if one != "DriftRepaired"]
     assert told[-2:] == ["TenantParked", "TenantResumed"]

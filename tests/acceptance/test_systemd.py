@@ -1,4 +1,4 @@
-"""The notify protocol, with the test in systemd's place."""
+"""The notify protocol; the test plays systemd."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WATCHDOG_SECONDS = 1.5
 
 
 class Manager:
-    """Systemd's end of the notify socket."""
+    """The end of the notify socket that systemd has."""
 
     def __init__(self, program: Program) -> None:
         self.path = program.directory / "notify"
@@ -33,7 +33,7 @@ class Manager:
         self._socket.close()
 
     def listen(self) -> list[dict[str, str]]:
-        """Give every message so far, as its assignments."""
+        """Return every message so far, as its assignments."""
         while True:
             try:
                 text = self._socket.recv(65536).decode()
@@ -49,7 +49,7 @@ class Manager:
         return eventually(told, timeout=timeout, what=f"{name} {count} times")
 
     def silent_for(self, seconds: float) -> bool:
-        """Wait for the next message; tell whether none has come."""
+        """Wait for the next message; return whether none has come in time."""
         return not select.select([self._socket], [], [], seconds)[0]
 
     def count(self, name: str) -> int:
@@ -80,7 +80,7 @@ def test_systemd_hears_of_the_start_of_life_while_there_is_any_and_of_the_end(
 
 
 def freeze(program: Program, manager: Manager) -> None:
-    """See that it gives no sign of life while it is frozen."""
+    """Freeze the daemon, and check that it sends no watchdog message meanwhile."""
     program.send(signal.SIGSTOP)
     state = Path(f"/proc/{program.process.pid}/stat")
     eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", what="a stop")

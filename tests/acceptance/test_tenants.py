@@ -1,4 +1,4 @@
-"""Tenants from their creation to their deletion, as an operator meets them."""
+"""Tenants from their creation to their deletion, as an operator sees them."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ def test_deleting_under_load_ends_and_leaves_nothing(shared: Program) -> None:
     with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=3000) as clients:
         ledger.wait_confirmed()
         assert shared.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
-        # Its user is gone: what is unconfirmed stays so.
+        # The tenant's user is gone: unconfirmed messages stay unconfirmed.
         clients[0].abandon()
     with psycopg.connect(shared.database_url) as connection:
         assert leftovers(shared, connection, tenant.id) == []
     last = shared.get(f"/tenants/{tenant.id}/events?limit=1000")["data"][-1]
-    # What was confirmed was dropped knowingly, stored or still queued.
+    # All confirmed messages are counted as dropped, whether they were stored or still queued.
     assert last["data"]["queued"] + last["data"]["stored"] >= len(clients[0].confirmed)
     assert shared.status_of("/readyz") == 200
 
@@ -125,7 +125,7 @@ def test_a_tenant_deleted_with_retain_can_still_be_read(running: Program, ledger
     assert running.call("GET", f"/tenants/{tenant.id}").status_code == 404
     again = running.create()
     publish_one(again, "new")
-    # It is another tenant; what was kept of the former is put aside.
+    # It is another tenant; the former one's rows are put aside.
     eventually(lambda: ledger.stored() == 1, what="the new message's row")
     kept = running.get(f"/messages?tenant_id={tenant.id}&incarnation=1&limit=1000")["data"]
     assert kept == shown
@@ -281,7 +281,7 @@ def test_a_tenant_that_has_what_it_may_is_refused_more_and_all_that_was_taken_is
         publish_one(tenant, "one too many")
 
     def connected() -> pika.BlockingConnection | None:
-        # The broker may take a moment to see that the connection before has been closed.
+        # The broker may take a moment to notice that the last connection is closed.
         with suppress(pika.exceptions.AMQPConnectionError):
             return pika.BlockingConnection(pika.URLParameters(tenant.amqp_url))
         return None
@@ -306,12 +306,12 @@ def test_a_tenant_s_rate_holds_while_its_backlog_is_stored_and_the_rest_waits(
     tenant = shared.create()
     path = f"/tenants/{tenant.id}"
     assert shared.call("POST", f"{path}/pause").status_code == 200
-    for _ in range(4):  # each of them confirmed
+    for _ in range(4):  # each call waits for confirms
         assert shared.call("POST", f"{path}/messages", [{"payload": 1}] * 900).status_code == 202
     assert shared.call("PUT", f"{path}/limits", {"rate": 400, "burst": 800}).status_code == 200
     assert shared.call("POST", f"{path}/resume").status_code == 200
     eventually(lambda: shared.runtime(tenant)["stored"] >= 3000)
-    # What is in hand is two seconds' worth.
+    # Unsettled deliveries are at most two seconds' worth of the rate.
     assert shared.runtime(tenant)["unsettled"] <= 800
     with psycopg.connect(shared.database_url) as connection:
         row = connection.execute(
@@ -322,7 +322,7 @@ def test_a_tenant_s_rate_holds_while_its_backlog_is_stored_and_the_rest_waits(
     assert row is not None
     seconds, stored = row
     assert stored <= 800 + 400 * seconds * 1.05
-    # A pause does not wait for tokens, and loses nothing of what it gives back.
+    # A pause does not wait for rate tokens, and loses none of the deliveries it gives back.
     assert shared.call("POST", f"{path}/pause").status_code == 200
     assert shared.call("PUT", f"{path}/limits", {"rate": None}).status_code == 200
     assert shared.call("POST", f"{path}/resume").status_code == 200

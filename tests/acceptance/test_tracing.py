@@ -1,4 +1,4 @@
-"""Traces of a running daemon, as who collects them sees them."""
+"""Traces of a running daemon, as a collector sees them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def one(collecting: Collector, name: str, trace: str) -> Collected:
 
 
 def buckets(program: Program, family: str) -> str:
-    """Give what a scraper that takes OpenMetrics reads of a histogram's buckets."""
+    """Return a histogram's buckets as a scraper of OpenMetrics reads them."""
     request = httpx.Request("GET", "http://localhost/metrics", headers={"Accept": OPENMETRICS})
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(program.socket))) as client:
         text = client.send(request).text
@@ -35,7 +35,7 @@ def buckets(program: Program, family: str) -> str:
 
 
 def lost(program: Program) -> dict[str, int]:
-    """Count lost spans by process; those that have lost none are left out."""
+    """Count lost spans by process; processes that have lost none are left out."""
     found: dict[str, int] = {}
     for line in program.call("GET", "/metrics").text.splitlines():
         if line.startswith("tenantry_spans_lost_total"):
@@ -59,7 +59,7 @@ def test_a_trace_leads_from_a_request_to_what_came_of_it(database_url: str) -> N
             tenant = program.create(topics=["events"])
             url = f"http://127.0.0.1:{program.get('/info')['server']['port']}/tenants/{tenant.id}"
             with httpx.Client(timeout=DEADLINE, trust_env=False) as client:
-                # By the front, and back from the queue at the daemon.
+                # The front publishes; the daemon consumes from the queue.
                 sent = client.post(
                     f"{url}/messages",
                     json={"topic": "events", "payload": {"span": "own"}, "id": "m-1"},
@@ -89,7 +89,7 @@ def test_a_trace_leads_from_a_request_to_what_came_of_it(database_url: str) -> N
             assert (command.kind, command.parent) == ("INTERNAL", request.id)
             event = program.get(f"/tenants/{tenant.id}/events?limit=100")["data"][-1]
             assert (event["type"], event["trace_id"]) == ("WorkersResized", ANOTHER)
-            # A tenant's own client says it in its headers; what is no context says nothing.
+            # A tenant's own client sends the context in headers; an invalid one is ignored.
             for number, headers in enumerate(({"traceparent": ["00"] * 99}, parent(ANOTHER)), 2):
                 with psycopg.connect(tenant.amqp_url) as session:
                     session.execute(
@@ -102,21 +102,21 @@ def test_a_trace_leads_from_a_request_to_what_came_of_it(database_url: str) -> N
             assert {span.service for span in collecting.spans()} == {"tenantry"}
             assert {span.trace for span in collecting.spans()} == {TRACE, ANOTHER}
             assert f'trace_id="{TRACE}"' in buckets(program, "tenantry_handler_seconds")
-            # Of a bucket it is the latest.
+            # A bucket's exemplar is the latest trace.
             assert f'trace_id="{ANOTHER}"' in buckets(program, "tenantry_message_latency_seconds")
             assert lost(program) == {}
             with httpx.Client(timeout=DEADLINE, trust_env=False) as client:
                 collecting.refuse = True
 
                 def both_lose() -> bool:
-                    # One span of the front's, unless it hands the call on; two of the daemon's.
+                    # One span in the front, unless it hands the call on; two in the daemon.
                     body = {"payload": 1}
                     sent = client.post(f"{url}/messages", json=body, headers=parent(TRACE))
                     assert sent.status_code == 202
                     return lost(program).keys() == {"daemon", "front"}
 
                 eventually(both_lose)
-        # Nobody collects any more: all else goes on, and the end comes in time.
+        # Without a collector all else goes on, and the daemon ends in time.
         assert program.call("POST", f"/tenants/{tenant.id}/pause").status_code == 200
         assert program.stop() == 0
         program.check_no_traceback()

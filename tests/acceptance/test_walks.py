@@ -1,7 +1,7 @@
-"""Three ways through the code lead through the files that ARCHITECTURE.md tells of.
+"""Three paths through the code visit exactly the files that ARCHITECTURE.md lists.
 
-A message, a command and a dead letter are followed through the running program: what is called
-while they are under way, on the threads that deal with them.
+A message, a command and a dead letter are followed through the running program: the functions
+called while they are under way, on the threads that handle them.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from tests.waiting import eventually
 ROOT = Path(__file__).parents[2]
 
 FRAME = (
-    # The ground floors: what every module may use.
+    # The lowest layers, which every module may use.
     "tenantry/database/", "tenantry/sql/", "tenantry/settings/", "tenantry/telemetry/",
     "tenantry/domain/names.py", "tenantry/failpoints.py",
     "tenantry/loops.py", "tenantry/turns/", "tenantry/urls.py", "tenantry/terms/",
     "daemon.py",
-    # What every request runs in, every actor, and every channel.
+    # The surroundings of every request, every actor, and every channel.
     "tenantry/http/", "tenantry/api/routing.py", "tenantry/api/access.py",
     "tenantry/api/services.py", "tenantry/api/tracing.py", "tenantry/page/pages.py",
     "tenantry/api/schemas/common.py",
     "actors/supervision.py", "actors/clock.py",
     "tenantry/broker/rabbitmq/connection.py", "tenantry/broker/rabbitmq/consuming.py",
     "tenantry/broker/rabbitmq/loop.py", "tenantry/broker/rabbitmq/pika_internals.py",
-    # What is told of it on the side, and shown to others.
+    # Metrics, state and notices that are written on the side.
     "tenantry/metrics/", "actors/runtime_state.py", "tenantry/broker/pending.py",
     "tenantry/journal/listener.py",
 )  # fmt: skip
-"""Files that are no part of a way: it leads through them, and would lead through them anyway."""
+"""Files that count to no path, as every path leads through them."""
 
 OPENING = re.compile(r"\._(channel_)?(opened|closed|declared)$")
-"""RabbitMQ's answers while a channel is opened and closed: one conversation."""
+"""Handlers of RabbitMQ's answers while a channel is opened and closed: one conversation."""
 
 PORT = re.compile(r"/(port|ports|messages)\.py$")
-"""What modules say to one another: nothing is done there."""
+"""Modules with interfaces and messages only, which do nothing."""
 
 
 def told(heading: str) -> set[str]:
-    """Give the files that a section of ARCHITECTURE.md ends with; their number is told, too."""
+    """Return the files listed at the end of a section of ARCHITECTURE.md; check their number."""
     section = (ROOT / "ARCHITECTURE.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
     (count, text) = re.findall(r"^\*\*(\d+) files[^*]*\*\*:((?:.+\n)+)", section, re.MULTILINE)[0]
     files = re.findall(r"`([\w/]+\.py)`", text)
@@ -59,9 +59,9 @@ def told(heading: str) -> set[str]:
 
 
 def entered(calls: Iterable[Call], threads: Callable[[str], bool]) -> dict[str, set[str]]:
-    """Give the files of a way, each with the functions by which it is entered from the frame.
+    """Return the files of a path, each with the functions by which `FRAME` files enter it.
 
-    What the frame calls back for a file that waits for that call is no other visit to it.
+    If a frame file calls back into the file that is waiting for that call, it is no other visit.
     """
     found: dict[str, set[str]] = defaultdict(set)
     for call in calls:
@@ -94,7 +94,7 @@ def test_each_way_leads_through_the_files_that_are_told(
             said = pika.BasicProperties(message_id=identity, content_type="application/json")
             channel.basic_publish(tenant.stream, "events", body, said, mandatory=True)
 
-        # The second one finds a worker, and all that is made at the first use.
+        # The second message finds a worker, and everything that the first use creates.
         publish("first", b"1")
         eventually(lambda: program.runtime(tenant)["stored"] == 1)
         with trace.of(delivery, until="RabbitSubscription._settle"):

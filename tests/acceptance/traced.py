@@ -1,7 +1,7 @@
-"""The program, with a note of every function of its own that is called while somebody watches.
+"""The program with a tracer, which records calls of its functions while a test asks for that.
 
-`python -m tests.acceptance.traced COMMAND…` is `tenantry COMMAND…`. What is called meanwhile is
-written down by thread: the way that one message, or one command, takes through files.
+`python -m tests.acceptance.traced COMMAND…` runs `tenantry COMMAND…`. Calls are recorded by thread:
+they show the way of one message, or one command, through the files.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 DIRECTORY = "TRACED_IN"
-"""Names the directory in which the files `watch` and `trace` come and go."""
+"""The variable that names the directory for the files `watch` and `trace`."""
 
 POLL = 0.02
 
 LOOKS = {"_look", "_look_at_load"}
-"""What is done every so often: it comes whether or not there is anything to follow."""
+"""Periodic functions, which are called whether or not there is a message to follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call into `file` on a thread; `callers` are the files it came by, nearest first."""
+    """A call into `file` on a thread; `callers` are the calling files, nearest first."""
 
     thread: str
     file: str
@@ -41,19 +41,19 @@ class Call:
 
 
 class Trace:
-    """What a traced program in another process does."""
+    """Traces a program that runs in another process."""
 
     def __init__(self, directory: Path) -> None:
         self._watch, self._trace = directory / "watch", directory / "trace"
 
     @contextmanager
     def of(self, calls: list[Call], *, until: str = "") -> Iterator[None]:
-        """Add what is called meanwhile to `calls`, in order; and on until `until` is.
+        """Add the calls during the block to `calls`, in order, and later ones until `until`.
 
-        Of several functions, with commas between, all have to come: they are on threads of their
-        own.
+        `until` names functions, with commas between them; all of them have to be called, each on
+        a thread of its own.
         """
-        # The other process looks for it all the time, and is to find it whole.
+        # The other process polls for this file, and must never find it half written.
         begun = self._watch.with_suffix(".begun")
         begun.write_text(until)
         begun.rename(self._watch)
@@ -74,7 +74,7 @@ class _Tracer:
         self._names: dict[str, str | None] = {}
 
     def _own(self, path: str) -> str | None:
-        """Give a file of the program by its path from the root; None for any other."""
+        """Return a program file's path from the root; None for any other file."""
         if path not in self._names:
             real = Path(os.path.realpath(path))
             own = real.is_relative_to(ROOT) and ".venv" not in real.parts
