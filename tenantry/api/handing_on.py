@@ -309,7 +309,7 @@ class RefuseHandedOn:
     """Takes the place of `HandOn` in a daemon that has not joined as a node: it has no actors.
 
     A node's address is known before its daemon, a standby until then, works as a node. A node that
-    hands a request on to it is told to try again, instead of that a standby takes no commands.
+    hands a request on to it is told to try again, instead of a standby's refusal of commands.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -72,5 +72,5 @@ async def _ask(
     answer = await peers.ask(node, scope, "POST", "/runtime", {"tenants": list(tenant_ids)})
     try:
         return None if answer is None else {k: runtime_of(v) for k, v in answer["data"].items()}
-    except (ValueError, KeyError, TypeError):  # of another version
+    except (ValueError, KeyError, TypeError):  # the node runs another version
         return None

@@ -89,7 +89,7 @@ def _by_figure(
 
 
 def owners_of(services: Services, tenant_ids: Sequence[str]) -> Mapping[str, Owned]:
-    """Give who owns tenants; of those that nobody owns, nothing."""
+    """Return the owners of tenants; tenants without an owner are left out."""
     return services.cluster.owners(tenant_ids) if tenant_ids else {}
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.drill`: conduct the drill, and print, or write down, what is seen."""
+"""`python -m tests.drill`: conduct the drill, and print its record or write it down."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class Pair(Postgres):
 
 
 class NoRightsError(Exception):
-    """This user lacks the rights for what is wanted."""
+    """This user lacks the rights that the experiment needs."""
 
 
 @contextmanager

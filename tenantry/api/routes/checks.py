@@ -63,7 +63,7 @@ async def audit_tenants(
 
 
 async def _ask_owners(services: Services, request: Request, audits: list[TenantAudit]) -> None:
-    """Add what other nodes hold of their tenants; null stays where a node gives no answer."""
+    """Add the messages that tenants of other nodes have in flight; null if a node is silent."""
     asked = {one.tenant_id: one for one in audits if one.in_flight is None}
     if not asked or services.peers is None:
         return

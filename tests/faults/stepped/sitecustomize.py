@@ -1,4 +1,4 @@
-"""Python loads this by itself, where the path leads here: the process goes by a stepped clock."""
+"""Python loads this module at its start if the path leads here; it steps the process's clock."""
 
 from __future__ import annotations
 
