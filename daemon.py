@@ -60,29 +60,24 @@ from tenantry.loops import Heartbeat
 from tenantry.messages.retention import EVERY as RETENTION_EVERY
 from tenantry.messages.retention import Retention
 from tenantry.messages.retention_postgres import PostgresMessageRemovals
+from tenantry.metrics.postgres import PostgresStatistics
 from tenantry.metrics.recorder import Recorder
 from tenantry.metrics.refusals import EVERY as REFUSALS_EVERY
 from tenantry.metrics.statistics import LOOK_EVERY as STATISTICS_LOOK_EVERY
 from tenantry.metrics.statistics import StatisticsKeeper
-from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tenantry.nodes.cluster import NodesFromOne
 from tenantry.nodes.joining import Joined, Joining
 from tenantry.nodes.membership import Membership
 from tenantry.nodes.postgres import PostgresNodes
 from tenantry.nodes.service import MembershipService
-from tenantry.process.family import Family
-from tenantry.process.inherited import inherited
+from tenantry.process.family import Family, inherited
 from tenantry.process.reload import LiveSettings
-from tenantry.process.schedules import Schedules
-from tenantry.process.service_manager import Report, Watchdog
+from tenantry.process.service_manager import Notifier, Report, Watchdog
 from tenantry.process.signals import DRAIN_SECONDS, Signals, StopRequestedError, end_at_latest
-from tenantry.process.start_checks import allow_open_files, explained, make_state_dir
-from tenantry.process.threads import Threads
-from tenantry.process.tracing import export_of
+from tenantry.process.start_checks import allow_open_files, explained, export_of, make_state_dir
+from tenantry.process.threads import Schedules, Threads
 from tenantry.settings import Settings, SettingsError
-from tenantry.telemetry.systemd import Notifier
-from tenantry.terms.candidate import Candidate, holder_of
-from tenantry.terms.keeper import TermKeeper
+from tenantry.terms.keeper import Candidate, TermKeeper, holder_of
 from tenantry.terms.lease import LOOK_EVERY
 from tenantry.terms.postgres import PostgresTerms
 from tenantry.tracing import CLOSE_SECONDS, open_tracer
@@ -278,12 +273,7 @@ class Daemon:
         )
 
     def _wait_for(
-        self,
-        database: Database,
-        url: str,
-        stack: ExitStack,
-        listeners: Listeners,
-        shares: Shares,
+        self, database: Database, url: str, stack: ExitStack, listeners: Listeners, shares: Shares
     ) -> Joined | None:
         """Become a node, once that is possible; until then stand by. None at the end."""
         settings = self._settings

@@ -44,7 +44,7 @@ from tenantry.actors.supervision import SupervisedActor, tell
 from tenantry.actors.worker_pool import WorkerPool
 from tenantry.broker.port import Delivery, QueueSpec, Subscription
 from tenantry.domain.limits import Limits
-from tenantry.telemetry.sparing import Sparing
+from tenantry.telemetry.logging import Sparing
 
 log = structlog.get_logger("actors.consumer")
 

@@ -11,15 +11,7 @@ from typing import Final
 
 import structlog
 
-from tenantry.actors.messages import (
-    Begin,
-    Drifted,
-    FirstLookDone,
-    Intact,
-    Look,
-    Ref,
-    Reminder,
-)
+from tenantry.actors.messages import Begin, Drifted, FirstLookDone, Intact, Look, Ref, Reminder
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioner import topology_of
 from tenantry.actors.runtime_state import RuntimeState

@@ -30,13 +30,7 @@ class WorkerPool:
     """
 
     def __init__(
-        self,
-        *,
-        consumer: Ref,
-        tenant: Ref,
-        limit: int,
-        clock: Clock,
-        runtime: TenantRuntimeState,
+        self, *, consumer: Ref, tenant: Ref, limit: int, clock: Clock, runtime: TenantRuntimeState
     ) -> None:
         self._consumer = consumer
         self._tenant = tenant

@@ -17,7 +17,14 @@ from tenantry.domain import names
 from tenantry.domain.names import UserKind
 from tenantry.isolation.port import IsolationReport
 from tenantry.isolation.proof import verify_isolation
-from tenantry.tenant_client.access import Api, ProducerError, Say, TenantAccess, installation_of
+from tenantry.tenant_client.access import (
+    Api,
+    ProducerError,
+    Say,
+    TenantAccess,
+    installation_of,
+    with_credentials,
+)
 from tenantry.tenant_client.amqp import TenantClientError
 from tenantry.tenant_client.connecting import EVERYWHERE, Addresses
 
@@ -89,14 +96,16 @@ class RunOptions:
 class Role(Generic[T]):
     """What clients are there for: their name, how many a tenant and topic, their kind of user.
 
-    `prepare` brings a tenant about and gives the way in; `clients` makes those of all tenants, and
-    hands them what they tell their steps and progress by. Both may raise what `run` raises.
+    `ensure` brings a tenant with these topics about and gives the way in; `clients` makes those of
+    all tenants, and hands them what they tell their steps and progress by. Both may raise what
+    `run` raises.
     """
 
     name: str
     each: int
     user: UserKind
-    prepare: Callable[[str], TenantAccess]
+    topics: tuple[str, ...]
+    ensure: Callable[..., TenantAccess]
     clients: Callable[[Sequence[TenantAccess], Say, Progress], Sequence[Client[T]]]
 
 
@@ -145,7 +154,7 @@ def run(
     if status >= 500:
         raise ProducerError(f"the daemon is not healthy (status {status})")
     say("--- Creating streams and users with permissions for each tenant ---")
-    accesses = [role.prepare(tenant_id) for tenant_id in options.tenant_ids]
+    accesses = [_prepare(role, options, api, tenant_id, say) for tenant_id in options.tenant_ids]
     say("--- Creating clients for each tenant ---")
     isolation = None
     if options.ensure_access and not stop.is_set():
@@ -169,13 +178,23 @@ def run(
     return result
 
 
-def tell_of(access: TenantAccess, kind: UserKind, *, made: bool, say: Say) -> None:
-    """Tell of a tenant's stream and of a user, `made` just now or not, whether they were there."""
-    tenant_id = access.topology.tenant_id
-    exchange, user = names.exchange_name(tenant_id), names.username(tenant_id, kind)
+def _prepare(
+    role: Role[T], options: RunOptions, api: Api, tenant_id: str, say: Say
+) -> TenantAccess:
+    """Bring a tenant about, and tell of its stream and its user whether they were there."""
+    if options.credentials is None:
+        access = role.ensure(
+            api, tenant_id, topics=role.topics, partitions=options.partitions, say=say
+        )
+    else:
+        given = options.credentials[tenant_id]
+        access = with_credentials(api, tenant_id, given, topics=role.topics, kind=role.user)
+    made = access.created if role.user is UserKind.PRODUCER else access.granted
+    exchange, user = names.exchange_name(tenant_id), names.username(tenant_id, role.user)
     stream, whom = ("Created" if new else "Found" for new in (access.created, made))
     say(f"{stream} stream: {exchange} with ID: {tenant_id}")
     say(f"{whom} user: {user} with ID: {tenant_id}, with permissions for stream: {exchange}")
+    return access
 
 
 def _run_all(

@@ -16,9 +16,8 @@ from tenantry.broker import topology as layout
 from tenantry.broker.adapter import BrokerAdapter
 from tenantry.broker.budget import Budget
 from tenantry.broker.iggy import adapter as iggy_adapter
-from tenantry.broker.iggy.access import Access
 from tenantry.broker.iggy.administration import IggyAdministration
-from tenantry.broker.iggy.client import Sessions
+from tenantry.broker.iggy.client import Access, Sessions
 from tenantry.broker.iggy.consuming import IggyConsuming
 from tenantry.broker.iggy.dead_letters import IggyDeadLetters
 from tenantry.broker.iggy.probes import IggyProbes

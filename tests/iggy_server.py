@@ -9,8 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tenantry.broker.iggy.access import Access
-from tenantry.broker.iggy.client import Session
+from tenantry.broker.iggy.client import Access, Session
 from tenantry.broker.port import BrokerError
 from tests.ports import free_port
 

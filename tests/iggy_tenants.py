@@ -5,13 +5,9 @@ from __future__ import annotations
 import uuid
 
 from tenantry.broker import drift
-from tenantry.broker.iggy.access import Access
-from tenantry.broker.iggy.client import RefusedError, Session
+from tenantry.broker.iggy.client import Access, RefusedError, Session
 from tenantry.broker.password_hashes import PostgresPasswordHashes
-from tenantry.broker.port import (
-    PasswordHash,
-    TenantTopology,
-)
+from tenantry.broker.port import PasswordHash, TenantTopology
 from tenantry.broker.survey import DriftKind
 from tests.brokers import Broker
 

@@ -43,9 +43,7 @@ MODULES = (
     # What these load only when they come to need it: each daemon does, and many a command.
     "anyio._backends._asyncio", "click._textwrap", "encodings.ascii", "encodings.idna",
     "importlib.readers", "importlib.resources.readers", "pydantic.v1", "tenantry.consumer.run",
-    "tenantry.producer.run", "tenantry.tenant_client.amqp_reading",
-    "tenantry.tenant_client.iggy_reading", "tenantry.tenant_client.sql_reading",
-    "uvicorn.lifespan.off",
+    "tenantry.producer.run", "uvicorn.lifespan.off",
 )  # fmt: skip
 STARTING_OTHERS = ("tenantry.front.process", "tenantry.cli.child", "tenantry.processes.child")
 LARGEST = 150_000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tenantry.api.schemas.cloudevents import EVENT
 from tenantry.api.schemas.common import MAX_LIST
+from tenantry.api.schemas.messages import EVENT
 from tenantry.messages.cloudevents import BATCH, PREFIX, REQUIRED, STRUCTURED
 
 Json = dict[str, Any]

@@ -46,10 +46,7 @@ from tenantry.http.problems import Problem
 from tenantry.http.tokens import Principal, Scope
 from tenantry.journal.parts import NoSuchPartError, PartsError
 from tenantry.journal.port import EventsArchivedError, JournalError, VersionConflictError
-from tenantry.messages.port import (
-    MessageStoreError,
-    PartitionMissingError,
-)
+from tenantry.messages.port import MessageStoreError, PartitionMissingError
 from tenantry.nodes.port import NodeNotFoundError, NodeRefusedError
 from tenantry.unavailable import UnavailableError
 

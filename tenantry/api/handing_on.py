@@ -15,7 +15,6 @@ from urllib.parse import parse_qsl
 from uuid import uuid4
 
 import orjson
-import structlog
 from starlette.datastructures import Headers
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,8 +38,6 @@ from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem, unavailable
 from tenantry.nodes.port import Cluster
 from tenantry.unavailable import UnavailableError
-
-_log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 
 OWNERS: Final[frozenset[tuple[str, str]]] = frozenset(
     {

@@ -7,9 +7,9 @@ from typing import Final
 
 from starlette.types import Scope
 
-from tenantry.api.node_runtimes import runtimes_of
 from tenantry.api.schemas.tenants import Tenant
 from tenantry.api.services import Services
+from tenantry.api.tenant_list import runtimes_of
 from tenantry.control.port import CommandTimeoutError, TenantRuntime
 from tenantry.domain import names
 from tenantry.domain.events import TenantMoveRequested
@@ -62,14 +62,7 @@ class Move:
     async def _look(self, tenant_id: str) -> tuple[Owned | None, TenantRuntime | None, bool]:
         services = self._services
         owners = await services.pools.reads.run(services.cluster.owners, [tenant_id])
-        told = await runtimes_of(
-            [tenant_id],
-            owners,
-            control=services.control,
-            cluster=services.cluster,
-            peers=services.peers,
-            scope=self._scope,
-        )
+        told = await runtimes_of(services, self._scope, [tenant_id], owners)
         owned = owners.get(tenant_id)
         return owned, told.runtimes.get(tenant_id), told.knows(owned)
 

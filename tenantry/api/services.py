@@ -32,7 +32,7 @@ from tenantry.isolation.port import Prover
 from tenantry.journal.parts import JournalParts
 from tenantry.journal.port import EventStore
 from tenantry.messages.port import MessageStore, PageReader, Whose, whose
-from tenantry.metrics.merged import Metrics
+from tenantry.metrics.page import Metrics
 from tenantry.metrics.refusals import Refusals
 from tenantry.metrics.statistics import Statistics
 from tenantry.nodes.port import Cluster

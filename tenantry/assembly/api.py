@@ -20,12 +20,7 @@ from tenantry.api.routing import way_in
 from tenantry.api.services import Services
 from tenantry.assembly.backends import Backends, Stores, abandoned
 from tenantry.assembly.listeners import Listeners
-from tenantry.assembly.standby import (
-    StandbyControl,
-    StandbyNodes,
-    StandbyParts,
-    StandbyPorts,
-)
+from tenantry.assembly.standby import StandbyControl, StandbyNodes, StandbyParts, StandbyPorts
 from tenantry.audit.auditor import Auditor
 from tenantry.audit.postgres import PostgresAccounts
 from tenantry.broker import select
@@ -44,11 +39,10 @@ from tenantry.isolation.prover import IsolationProver
 from tenantry.messages.reader import PostgresPageReader
 from tenantry.metrics.collector import SystemCollector
 from tenantry.metrics.page import MetricsPage
+from tenantry.metrics.postgres import PostgresRefusals, PostgresStatistics
 from tenantry.metrics.recorder import Recorder
 from tenantry.metrics.refusals import Refusals, RefusalTotals
-from tenantry.metrics.refusals_postgres import PostgresRefusals
 from tenantry.metrics.statistics import Statistics
-from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tenantry.nodes.cluster import NodesFromOne
 from tenantry.nodes.postgres import PostgresNodes
 from tenantry.page.serving import PAGE

@@ -28,9 +28,9 @@ from tenantry.http.listeners import (
 from tenantry.http.middleware import StartingApp
 from tenantry.http.provider import Provider
 from tenantry.http.server import ApiServer
-from tenantry.metrics.merged import MergedPage, Metrics
+from tenantry.metrics.page import MergedPage, Metrics
 from tenantry.process import start_checks
-from tenantry.process.inherited import Inherited
+from tenantry.process.family import Inherited
 from tenantry.process.start_checks import connections, reserved_files
 from tenantry.settings import Settings
 from tenantry.tracing.lost import read

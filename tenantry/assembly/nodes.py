@@ -104,11 +104,7 @@ class MovesJournal:
 
 
 def make_membership(
-    backends: Backends,
-    joined: Joined,
-    runtime: RuntimeState,
-    *,
-    moved: Callable[[Owned], object],
+    backends: Backends, joined: Joined, runtime: RuntimeState, *, moved: Callable[[Owned], object]
 ) -> Membership:
     """Make this node one of the others; its turns begin what its actors hear of."""
 

@@ -189,7 +189,7 @@ class Delivery(NamedTuple):
 
 
 class DeliverySink(Protocol):
-    """Receives a subscription's deliveries. Called on the broker's thread: must not block.
+    """Who receives a subscription's deliveries. Called on the broker's thread: must not block.
 
     Every call names the channel's `generation`: tags of an older generation are void.
     """
@@ -306,18 +306,12 @@ class Administration(Protocol):
     """
 
     def check_owner(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """Raise `NotOursError` if another installation has the name of the tenant's user."""
 
     def claim(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """Make sure that the tenant's user is ours, before any other object is made.
 
@@ -345,10 +339,7 @@ class Administration(Protocol):
         """Make the tenant's user with this password and its permissions."""
 
     def remove_user(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """Delete the tenant's user and close its connections; never another installation's."""
 

@@ -13,8 +13,7 @@ import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient
-from tenantry.cli.credentials import credentials_option, given_tenants
-from tenantry.cli.options import broker_tls, example, with_client
+from tenantry.cli.options import broker_tls, credentials_option, example, given_tenants, with_client
 from tenantry.cli.output import CommandError
 from tenantry.cli.producing import address_options, addresses, finish, log_quietly
 

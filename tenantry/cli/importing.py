@@ -19,12 +19,12 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self
 import click
 
 from tenantry import exact
-from tenantry.api.topics import topic_of
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
 from tenantry.cli.options import example, with_client
 from tenantry.cli.output import ApiError, CommandError
 from tenantry.domain import names
+from tenantry.domain.topics import topic_of
 
 if TYPE_CHECKING:
     from tenantry.api.schemas.tenants import TenantCreation

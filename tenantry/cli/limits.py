@@ -18,7 +18,6 @@ LIFT: Final = "none"
 _SIZE: Final = re.compile(r"(\d{1,15})\s*(B|kB|MB|GB|TB|KiB|MiB|GiB|TiB)", re.ASCII | re.IGNORECASE)
 _POWERS: Final = {"b": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
-Value = int | dict[str, int] | None
 _Callback = Callable[[click.Context, click.Parameter, str | None], object]
 
 _LEFT: Final = object()

@@ -36,15 +36,15 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "status": "system:status",
         "top": "top:top",
         "nodes": "nodes:nodes",
-        "ui": "page:ui",
+        "ui": "system:ui",
         "tenant": "tenants:tenant",
         "dead-letters": "dead_letters:dead_letters",
         "events": "reading:events",
         "messages": "reading:messages",
         "produce": "producing:produce",
         "consume": "consuming:consume",
-        "verify-isolation": "isolation:verify_isolation",
-        "audit": "audit:audit",
+        "verify-isolation": "checks:verify_isolation",
+        "audit": "checks:audit",
         "healthcheck": "system:healthcheck",
         "drain": "system:drain",
         "stop": "system:stop",
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last resort: a line, not a traceback
         if _is_about_settings(error):
             return _fail(str(error), BAD_USAGE)
-        from tenantry.telemetry.masking import mask_text
+        from tenantry.telemetry.logging import mask_text
 
         if os.environ.get("TENANTRY_LOG_LEVEL", "").lower() == "debug":
             sys.stderr.write(mask_text(traceback.format_exc()))

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from tenantry.cli.output import CommandError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from tenantry.broker.port import Credentials
     from tenantry.broker.rabbitmq.tls import Tls
     from tenantry.cli.client import ControlClient
     from tenantry.settings import Settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SETTINGS: Final = "tenantry.settings"
 
@@ -177,3 +181,49 @@ def tenant_argument(*, many: bool = False, required: bool = True) -> Callable[[A
         required=required and not many,
         shell_complete=complete_tenant,
     )
+
+
+def credentials_option(function: Function) -> Function:
+    """Add `--credentials`, the path of a file that `read_credentials` reads."""
+    return click.option(
+        "--credentials",
+        "credentials_file",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help='A JSON file {"ID": {"username", "password", "amqp_url", "postgres_url" or '
+        '"iggy_url"}} to use, so that no password is changed.',
+    )(function)
+
+
+def read_credentials(file: Path) -> dict[str, dict[str, str]]:
+    """Read a file of credentials. Raises `click.UsageError`, which quotes none of its content."""
+    wanted = ("username", "password")
+    urls = ("amqp_url", "postgres_url", "iggy_url")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not all(
+        isinstance(one, dict)
+        and all(isinstance(one.get(key), str) for key in wanted)
+        and any(isinstance(one.get(key), str) for key in urls)
+        for one in found.values()
+    ):
+        raise click.UsageError(
+            f'{file} is no credentials file: {{"ID": {{"username", "password", "amqp_url"}}}}'
+        )
+    return found
+
+
+def given_tenants(file: Path | None) -> dict[str, Credentials] | None:
+    """Read tenants and their credentials, in place of `--tenants`; None without a file."""
+    from tenantry.tenant_client.access import credentials_of
+
+    if file is None:
+        return None
+    source = click.get_current_context().get_parameter_source("tenants")
+    if source is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--credentials says which tenants: leave --tenants out")
+    found = {tenant_id: credentials_of(one) for tenant_id, one in read_credentials(file).items()}
+    if not found:
+        raise click.UsageError(f"{file} names no tenant")
+    return found

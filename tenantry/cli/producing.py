@@ -5,21 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient
-from tenantry.cli.credentials import credentials_option, given_tenants
-from tenantry.cli.options import broker_tls, example, with_client
+from tenantry.cli.options import (
+    Function,
+    broker_tls,
+    credentials_option,
+    example,
+    given_tenants,
+    with_client,
+)
 from tenantry.cli.output import FAILED, CommandError
 
 if TYPE_CHECKING:
     from tenantry.tenant_client.connecting import Addresses
     from tenantry.tenant_runs import RunResult
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
 MAX_INTERVAL: Final = 3600.0

@@ -1,4 +1,4 @@
-"""Commands about the daemon as a whole: status, drain, stop."""
+"""Commands about the daemon as a whole: status, drain, stop, the way to its page."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ POLL_TIMEOUT: Final = 10.0
 MARGIN: Final = 15.0
 """Seconds beyond the daemon's own deadline that `drain` and `stop` wait by default."""
 
+_ANYWHERE: Final = {"0.0.0.0": "localhost", "::": "localhost"}  # noqa: S104 - what is shown for it
 _FIELDS: Final = (
     "workers_current", "consuming", "pending", "unsettled", "rate", "stored", "duplicates",
     "dead_lettered",
@@ -214,3 +215,29 @@ def _process(pid: int | None) -> int | None:
         return os.pidfd_open(pid)
     except OSError:
         return None
+
+
+@click.command(epilog=example("tenantry ui", 'xdg-open "$(tenantry ui --json | jq -r .url)"'))
+@with_client
+def ui(client: ControlClient, *, as_json: bool) -> None:
+    """Print the address of the operator's page, with a link that logs in once.
+
+    The link is good for a minute and for one browser; the session it begins lasts an hour and may
+    do everything. Where no token is asked for, it is the page's plain address. It begins with
+    server.public_url, if that is set.
+    """
+    server = client.call("GET", "/info")["server"]
+    code = client.call("POST", "/login-codes")["code"]
+    address = _address(server) + (f"/login?code={code}" if code else "")
+    if as_json:
+        output.print_json({"url": address})
+        return
+    click.echo(address)
+
+
+def _address(server: dict[str, Any]) -> str:
+    if public_url := server.get("public_url"):
+        return f"{public_url}/ui"
+    host = _ANYWHERE.get(server["host"], server["host"])
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if server['tls'] else 'http'}://{host}:{server['port']}/ui"

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import click
 
-from tenantry.api.topics import FORM, shown
 from tenantry.cli import output
 from tenantry.cli.client import ControlClient, tenant_path
-from tenantry.cli.describing import asyncapi
 from tenantry.cli.importing import import_
 from tenantry.cli.limits import limits
 from tenantry.cli.options import complete_node, example, tenant_argument, with_client
 from tenantry.cli.output import CommandError
 from tenantry.cli.statistics import stats
-from tenantry.cli.topics import topics, topics_of
+from tenantry.domain.topics import FORM, shown, topic_of
 
 DELETE_TIMEOUT: Final = 300.0
 
@@ -34,11 +32,9 @@ def tenant() -> None:
     """Create, change and delete tenants."""
 
 
-tenant.add_command(asyncapi)
 tenant.add_command(import_)
 tenant.add_command(limits)
 tenant.add_command(stats)
-tenant.add_command(topics)
 
 
 def _show(found: Tenant, *, as_json: bool, renewed_by: str = "`rotate-credentials`") -> None:
@@ -56,6 +52,45 @@ def _show(found: Tenant, *, as_json: bool, renewed_by: str = "`rotate-credential
     output.print_fields(fields)
     if credentials:
         output.notice(f"The password is shown this once; {renewed_by} makes a new one.")
+
+
+def topics_of(given: Iterable[str]) -> list[str | dict[str, Any]]:
+    """Read options, each a topic or a list of them. Raises `click.UsageError`."""
+    try:
+        return [topic_of(one) for several in given for one in several.split(",") if one]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+@tenant.command(
+    epilog=example(
+        "tenantry tenant topics acme", "tenantry tenant topics acme --add orders:8:ordered"
+    )
+)
+@with_client
+@tenant_argument()
+@click.option("--add", "added", multiple=True, metavar=FORM, help="A topic; may be repeated.")
+def topics(client: ControlClient, *, as_json: bool, tenant_id: str, added: tuple[str, ...]) -> None:
+    """Show a tenant's topics, or give it more; at once, while its messages flow.
+
+    --add also takes a list, as in events,logs. A topic given by its name alone has the tenant's
+    usual number of partitions, and no order; neither changes later. A topic that exists is left as
+    it is; partitions and order that are given for it must match.
+    """
+    wanted = topics_of(added)
+    if added and not wanted:
+        raise click.UsageError(f"no topic is named: --add {FORM}")
+    if wanted:
+        with output.working("adding topics"):
+            found = client.call("POST", tenant_path(tenant_id, "topics"), {"topics": wanted})
+    else:
+        found = client.call("GET", tenant_path(tenant_id))
+    settings = found["topic_settings"]
+    if as_json:
+        output.print_json(settings)
+        return
+    columns = ["name", "partitions", "ordering"]
+    output.print_table(columns, [[one[column] for column in columns] for one in settings])
 
 
 @tenant.command(
@@ -259,6 +294,17 @@ def consumer_access(client: ControlClient, *, as_json: bool, tenant_id: str, rev
         output.print_json({"tenant_id": tenant_id, "revoked": True})
     else:
         click.echo(f"tenant {output.clean(tenant_id)} has no consumer access")
+
+
+@tenant.command(epilog=example("tenantry tenant asyncapi acme > acme.asyncapi.json"))
+@with_client
+@tenant_argument()
+def asyncapi(client: ControlClient, *, as_json: bool, tenant_id: str) -> None:  # noqa: ARG001
+    """Print a tenant's AsyncAPI document: where its messages go, what they look like.
+
+    It is JSON with --json and without, and holds no secret: give it to those who publish or read.
+    """
+    output.print_json(client.call("GET", tenant_path(tenant_id, "asyncapi.json")))
 
 
 @tenant.command(epilog=example("tenantry tenant delete acme --retain --yes"))

@@ -66,13 +66,7 @@ class Looks:
 
 
 def live(
-    console: Console,
-    client: ControlClient,
-    look: Look,
-    found: Frame,
-    *,
-    interval: float,
-    sort: str,
+    console: Console, client: ControlClient, look: Look, found: Frame, *, interval: float, sort: str
 ) -> None:
     """Show frames until the operator quits."""
     keyboard = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None

@@ -12,10 +12,10 @@ from typing import Final
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
-from tenantry.tenant_client.access import Api, Say, TenantAccess, ensure_consumers, with_credentials
+from tenantry.tenant_client.access import Api, Say, TenantAccess, ensure_consumers
 from tenantry.tenant_client.amqp import TenantClientError
-from tenantry.tenant_client.iggy_reading import Turns
-from tenantry.tenant_client.reading import Reading, reader_for
+from tenantry.tenant_client.connecting import Reading, reader_for
+from tenantry.tenant_client.iggy import Turns
 from tenantry.tenant_runs import (
     ATTEMPTS,
     FIRST_BACKOFF,
@@ -25,7 +25,6 @@ from tenantry.tenant_runs import (
     RunOptions,
     RunResult,
     run,
-    tell_of,
 )
 
 TOPICS: Final = ("events", "logs", "notifications")
@@ -175,22 +174,11 @@ def consume(
         name="consumer",
         each=options.consumers,
         user=UserKind.CONSUMER,
-        prepare=lambda tenant_id: _prepare(options, api, tenant_id, say),
+        topics=TOPICS,
+        ensure=ensure_consumers,
         clients=receivers,
     )
     return run(role, options, api, say=say, stop=stop, progress=progress)
-
-
-def _prepare(options: ConsumerOptions, api: Api, tenant_id: str, say: Say) -> TenantAccess:
-    if options.credentials is None:
-        access = ensure_consumers(
-            api, tenant_id, topics=TOPICS, partitions=options.partitions, say=say
-        )
-    else:
-        given, kind = options.credentials[tenant_id], UserKind.CONSUMER
-        access = with_credentials(api, tenant_id, given, topics=TOPICS, kind=kind)
-    tell_of(access, UserKind.CONSUMER, made=access.granted, say=say)
-    return access
 
 
 def _assignments(options: ConsumerOptions, accesses: Sequence[TenantAccess]) -> list[Assignment]:

@@ -67,10 +67,7 @@ def known_cursor_key(database: Database) -> bytes | None:
 
 
 def _moved(
-    connection: Connection,
-    name: str,
-    parameters: dict[str, object],
-    found: tuple[object, ...],
+    connection: Connection, name: str, parameters: dict[str, object], found: tuple[object, ...]
 ) -> str:
     """Settle the name of an installation in a database that is not the one it was made in."""
     sql = queries("installation")

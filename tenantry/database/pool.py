@@ -94,7 +94,6 @@ class Database:
         self._statement_timeout = statement_timeout
         self._term = term
         self._pool: ConnectionPool[Connection] | None = None
-        self._server_version = 0
         self._resolved: dict[str, object] = dict(self._parameters)
         self._guard = threading.Lock()
         self._drained_at = 0.0
@@ -138,11 +137,6 @@ class Database:
     def url(self) -> str:
         """What it was made with, the password included."""
         return self._url
-
-    @property
-    def server_version(self) -> int:
-        """The server's version as libpq numbers it (180001), 0 before `open`."""
-        return self._server_version
 
     def open(self, timeout: float = 10.0) -> None:
         """Connect; a server that can't be reached is tried again for `timeout` seconds.
@@ -297,7 +291,6 @@ class Database:
         while True:
             try:
                 with kind.connect(**self._sessions.parameters) as connection:
-                    self._server_version = connection.info.server_version
                     self._resolved = resolved(self._parameters, connection.pgconn)
             except psycopg.Error as error:
                 failure = connect_failure(error, self._where)

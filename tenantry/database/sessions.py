@@ -14,10 +14,10 @@ from typing import Any, Final, TypeAlias
 import psycopg
 from psycopg.rows import TupleRow
 
-from tenantry.database import fitness, session
+from tenantry.database import session
+from tenantry.database.conninfo import Hosts, Place, place_of
 from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import connect_failure, options_refused, place
-from tenantry.database.hosts import Hosts, Place, place_of
 from tenantry.database.liveness import MARGIN, PROBE_TIMEOUT, Silence, bounded
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
@@ -125,7 +125,7 @@ class Sessions:
                     version = connection.info.server_version
                     connection.pins = sessions._pins(statement_timeout, version, mark)
                     connection.execute(connection.pins)
-                    row = connection.execute(fitness.LOOK.encode()).fetchone()
+                    row = connection.execute(session.LOOK.encode()).fetchone()
                     sessions._judge(version, row, mark)
                     if row[0] != connection.info.backend_pid:
                         # The number is a pooler's: there is one in between.
@@ -171,7 +171,7 @@ class Sessions:
                 version = connection.info.server_version
                 async with asyncio.timeout(SETTLE_TIMEOUT):
                     await connection.execute(self._pins(statement_timeout, version, mark))
-                    row = await (await connection.execute(fitness.LOOK.encode())).fetchone()
+                    row = await (await connection.execute(session.LOOK.encode())).fetchone()
                 self._judge(version, row, mark)
                 self._hosts.prefer(place_of(connection.pgconn))
             except BaseException:
@@ -231,7 +231,7 @@ class Sessions:
         return statement_timeout + MARGIN
 
     def _judge(self, server_version: int, row: Any, mark: str) -> None:
-        unfit = fitness.too_old(server_version) or fitness.judge(
+        unfit = session.too_old(server_version) or session.judge(
             row, mark=mark, read_only=self._read_only
         )
         if unfit is not None:
@@ -250,9 +250,9 @@ class Sessions:
             except psycopg.Error:
                 self._crowded_until = time.monotonic() + CROWDED_FOR
         for _ in range(3):
-            row = connection.execute(fitness.READ_MARK.encode()).fetchone()
+            row = connection.execute(session.READ_MARK.encode()).fetchone()
             if row is None or row[0] != mark:
-                raise fitness.pooled_by_transaction().of(self._where)
+                raise session.pooled_by_transaction().of(self._where)
 
     def _silence_of(self, place: Place) -> Silence:
         """Give what looks whether the server at a place is silent: another's answer is not its."""

@@ -61,7 +61,7 @@ from tenantry.messages.headers import (
 )
 from tenantry.messages.port import Incoming
 from tenantry.messages.validation import shown
-from tenantry.telemetry.sparing import Sparing
+from tenantry.telemetry.logging import Sparing
 
 _log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger(__name__)
 

@@ -21,7 +21,7 @@ from tenantry.front import messages
 from tenantry.http.listeners import ListenError, Relay, bind_tcp, tls_context
 from tenantry.http.provider import Provider
 from tenantry.loops import Heartbeat
-from tenantry.process.tracing import export_of
+from tenantry.process.start_checks import export_of
 from tenantry.settings import Settings
 from tenantry.tracing.lost import shared_file
 

@@ -42,8 +42,8 @@ from tenantry.journal.postgres import PostgresEventStore
 from tenantry.loops import Loop, PeriodicService
 from tenantry.messages.port import MessageStoreError
 from tenantry.messages.reader import PostgresPageReader
+from tenantry.metrics.postgres import PostgresRefusals
 from tenantry.metrics.refusals import EVERY, Refusals
-from tenantry.metrics.refusals_postgres import PostgresRefusals
 from tenantry.process.start_checks import FRONT_FILES, connections
 from tenantry.projections.tenants import PostgresTenantDirectory
 from tenantry.telemetry import logging

@@ -28,7 +28,7 @@ from tenantry.handlers.message import Handler
 from tenantry.messages import validation
 from tenantry.messages.port import Held, StoreResult, Tried, Unstorable
 from tenantry.messages.postgres import differing
-from tenantry.telemetry.sparing import Sparing
+from tenantry.telemetry.logging import Sparing
 from tenantry.tracing import Tracer
 
 if TYPE_CHECKING:

@@ -24,14 +24,7 @@ from tenantry.handlers.handler_pool import HandlerPool
 from tenantry.handlers.handler_transaction import Entry
 from tenantry.handlers.in_order import InOrder, Unit
 from tenantry.handlers.message import Handler
-from tenantry.messages.port import (
-    NOTHING,
-    Held,
-    Incoming,
-    StoreResult,
-    Tried,
-    Unstorable,
-)
+from tenantry.messages.port import NOTHING, Held, Incoming, StoreResult, Tried, Unstorable
 from tenantry.messages.postgres import MAX_BYTES, PostgresMessageStore, sift, store_errors
 from tenantry.tracing import Tracer
 from tenantry.turns.storing import StoringTurns

@@ -1,4 +1,7 @@
-"""A request's listener, its caller and their rights: decided before the body is read."""
+"""A request's listener, its caller and their rights: decided before the body is read.
+
+A caller is known by a token, in a header or in the session cookie of the operator's page.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import base64
 import ipaddress
 import os
+import re
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -19,12 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tenantry.http.identity import Identity
 from tenantry.http.pool import CLIENT
 from tenantry.http.problems import Problem, unavailable
-from tenantry.http.tokens import (
-    BadTokenError,
-    NoRightsError,
-    Principal,
-    TokenUnreadableError,
-)
+from tenantry.http.tokens import BadTokenError, NoRightsError, Principal, TokenUnreadableError
 from tenantry.http.tokens import Scope as TokenScope
 
 _CONNECTION_KEY: Final = "tenantry.connection"
@@ -50,6 +49,10 @@ CALLER: Final = b"tenantry-caller"
 """The header with the caller of a request that a node hands on to another node's control socket. It
 is trusted there from processes of the same user, and nowhere else.
 """
+
+SESSION: Final = "tenantry_session"
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)
 
 
 class Listener(StrEnum):
@@ -374,3 +377,25 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_token(text: str) -> bool:
+    """Tell whether a text may be a token, as a cookie and a header can hold it."""
+    return _TOKEN.fullmatch(text) is not None
+
+
+def session_of(headers: Headers) -> str | None:
+    """Give a session's token; None without one, and where there are two."""
+    token = cookie_of(headers, SESSION)
+    return token if token is not None and is_token(token) else None
+
+
+def cookie_of(headers: Headers, wanted: str) -> str | None:
+    """Give a cookie's value; None without one, and where there are two."""
+    found = {
+        value.strip()
+        for line in headers.getlist("cookie")
+        for name, _, value in (one.partition("=") for one in line.split(";"))
+        if name.strip() == wanted
+    }
+    return found.pop() if len(found) == 1 else None

@@ -14,8 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tenantry.http.auth import connection_of
-from tenantry.http.cookies import session_of
+from tenantry.http.auth import connection_of, session_of
 from tenantry.http.identity import Identity
 from tenantry.http.problems import Problem, too_many, unavailable
 from tenantry.turns.places import Places

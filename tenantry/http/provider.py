@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import jwt
 
 from tenantry.domain import names
-from tenantry.http import jwks
+from tenantry.http import provider_keys
 from tenantry.http.fetching import trusting
 from tenantry.http.provider_keys import ProviderKeys
 from tenantry.http.tokens import (
@@ -58,7 +58,7 @@ class Provider:
         given = settings.security
         if not given.jwks_url:
             return None
-        if not jwks.can_verify():
+        if not provider_keys.can_verify():
             raise SettingsError(
                 "security.jwks_url: what verifies a provider's tokens is not installed: "
                 "pip install 'tenantry[jwks]'"
@@ -140,7 +140,7 @@ class ProviderTokens:
         return self._verified(token, key, audience, *required)
 
     def _verified(
-        self, token: str, key: jwks.Key, audience: Sequence[str], *required: str
+        self, token: str, key: provider_keys.Key, audience: Sequence[str], *required: str
     ) -> Mapping[str, Any]:
         try:
             claims: Mapping[str, Any] = jwt.decode(
@@ -189,7 +189,7 @@ class ProviderTokens:
 def _algorithm(header: Mapping[str, Any]) -> str:
     """Give the algorithm that a token names, if a provider has it. Raises `BadTokenError`."""
     algorithm: object = header.get("alg")
-    if not isinstance(algorithm, str) or algorithm not in jwks.ALGORITHMS.values():
+    if not isinstance(algorithm, str) or algorithm not in provider_keys.ALGORITHMS.values():
         raise BadTokenError("the token is signed by none of RS256, ES256, EdDSA and HS256")
     return algorithm
 

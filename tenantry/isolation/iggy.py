@@ -24,13 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from tenantry.broker.iggy import wire
 from tenantry.broker.iggy.client import library
-from tenantry.broker.iggy.topology import (
-    GROUP,
-    Place,
-    consumer_name,
-    mark_topic,
-    producer_name,
-)
+from tenantry.broker.iggy.topology import GROUP, Place, consumer_name, mark_topic, producer_name
 from tenantry.broker.port import TenantTopology
 from tenantry.domain import names
 from tenantry.isolation.port import Action, Check, Findings

@@ -16,13 +16,7 @@ from functools import cache
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Final, TypeAlias, get_args, get_origin, get_type_hints
 
-from tenantry.domain.events import (
-    DeadLetterEvent,
-    Event,
-    PlacementEvent,
-    SystemEvent,
-    TenantEvent,
-)
+from tenantry.domain.events import DeadLetterEvent, Event, PlacementEvent, SystemEvent, TenantEvent
 from tenantry.domain.limits import NO_LIMITS, Limits
 from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.journal.port import JournalError, Metadata, UnknownEventError

@@ -21,13 +21,7 @@ from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
 from tenantry.domain.events import EventsArchived, EventsRestored, SystemEvent
 from tenantry.domain.tenant import TenantState, fold
-from tenantry.journal.codec import (
-    CODEC,
-    STATE_SCHEMA,
-    decode_base,
-    encode_metadata,
-    encode_state,
-)
+from tenantry.journal.codec import CODEC, STATE_SCHEMA, decode_base, encode_metadata, encode_state
 from tenantry.journal.parts import LINES, NoSuchPartError, Part, PartsError
 from tenantry.journal.port import (
     EventsArchivedError,

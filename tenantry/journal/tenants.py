@@ -7,12 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from tenantry.domain import names
-from tenantry.domain.events import (
-    DeadLetterEvent,
-    PlacementEvent,
-    SystemEvent,
-    TenantEvent,
-)
+from tenantry.domain.events import DeadLetterEvent, PlacementEvent, SystemEvent, TenantEvent
 from tenantry.domain.tenant import TenantState, fold
 from tenantry.journal.codec import (
     STATE_SCHEMA,

@@ -377,10 +377,7 @@ def _reused(connection: Connection, tenant_id: str, sifted: Sifted) -> tuple[int
 
 
 def differing(
-    connection: Connection,
-    tenant_id: str,
-    messages: Sequence[Incoming],
-    is_json: Sequence[bool],
+    connection: Connection, tenant_id: str, messages: Sequence[Incoming], is_json: Sequence[bool]
 ) -> list[int]:
     """Return the places of messages under whose id something else is stored.
 

@@ -7,11 +7,7 @@ from typing import Final
 
 from tenantry.database.loop import LoopQueries, Row
 from tenantry.messages import pages
-from tenantry.messages.port import (
-    Order,
-    WrittenMessage,
-    WrittenPage,
-)
+from tenantry.messages.port import Order, WrittenMessage, WrittenPage
 from tenantry.messages.postgres import store_errors
 
 _BETWEEN: Final = b",\n"

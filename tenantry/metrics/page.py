@@ -7,9 +7,9 @@ tenants is felt by everything else the process does. The tests hold the two agai
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import Metric
@@ -20,6 +20,9 @@ from prometheus_client.utils import floatToGoString
 OPENMETRICS: Final = "application/openmetrics-text"
 TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_TYPE: Final = f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
+
+LABEL: Final = "node"
+_END: Final = "# EOF"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,3 +145,89 @@ def _quotes(value: str) -> str:
 
 def _number(value: float) -> str:
     return str(floatToGoString(value))  # type: ignore[no-untyped-call]
+
+
+class Metrics(Protocol):
+    """What is shown under `/metrics`."""
+
+    def render(self, accept: str = "", accept_encoding: str = "") -> Page:
+        """Write it as the headers ask for: in a format, and compressed or not."""
+
+    def render_alone(self, accept: str = "") -> Page:
+        """Write what is this process's own, as it is."""
+
+
+class MergedPage:
+    """The page of this process and of its siblings, whose pages `others` gives.
+
+    What can't be had in time is left out: its absence is what a scraper is to see.
+    """
+
+    def __init__(self, page: Metrics, node: str, others: Callable[[str], Iterable[str]]) -> None:
+        """`others` is given the header by which a format is asked for, and may take a while."""
+        self._page = page
+        self._node = node
+        self._others = others
+
+    def render(self, accept: str = "", accept_encoding: str = "") -> Page:
+        """Write all of them."""
+        own = self.render_alone(accept)
+        openmetrics = own.content_type.startswith(OPENMETRICS)
+        text = merged([own.body.decode(), *self._others(accept)], openmetrics=openmetrics)
+        page = Page(body=text.encode(), content_type=own.content_type)
+        return compressed(page, accept_encoding)
+
+    def render_alone(self, accept: str = "") -> Page:
+        """Write this process's own, for one that merges them."""
+        own = self._page.render_alone(accept)
+        text = labelled(own.body.decode(), self._node)
+        return Page(body=text.encode(), content_type=own.content_type)
+
+
+def merged(pages: Iterable[str], *, openmetrics: bool) -> str:
+    """Put pages into one, family by family."""
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for text in pages:
+        for family, head, lines in _families(text.splitlines()):
+            heads.setdefault(family, head)
+            samples.setdefault(family, []).extend(lines)
+    written = [line for family, head in heads.items() for line in (*head, *samples[family])]
+    if openmetrics:
+        written.append(_END)
+    return "\n".join(written) + "\n"
+
+
+def labelled(text: str, node: str) -> str:
+    """Give each series of a page its node; one that has it already is left as it is."""
+    label = f'{LABEL}="{node}"'
+    written = []
+    for line in text.splitlines():
+        brace, space = line.find("{"), line.find(" ")
+        has_it = brace >= 0 and line.startswith(label, brace + 1)
+        if line.startswith("#") or space < 0 or has_it:
+            written.append(line)
+        elif 0 <= brace < space:
+            written.append(f"{line[: brace + 1]}{label},{line[brace + 1 :]}")
+        else:
+            written.append(f"{line[:space]}{{{label}}}{line[space:]}")
+    return "\n".join(written) + "\n"
+
+
+def _families(lines: Iterable[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Give each family's name, what is said of it, and its samples."""
+    name, head, samples = "", list[str](), list[str]()
+    for line in lines:
+        if line == _END or not line:
+            continue
+        if line.startswith("#"):
+            family = line.split(" ", 3)[2]
+            if family != name:
+                if head:
+                    yield name, head, samples
+                name, head, samples = family, [], []
+            head.append(line)
+        else:
+            samples.append(line)
+    if head:
+        yield name, head, samples

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from tenantry.api.topics import topics_in
 from tenantry.domain.tenant import MAX_NAME, MAX_PARTITIONS, MIN_PARTITIONS
+from tenantry.domain.topics import topics_in
 from tenantry.http.problems import Problem
 from tenantry.page.actions import whole
 from tenantry.page.credentials import with_password

@@ -18,19 +18,9 @@ from typing import Final, Self
 from starlette.responses import Response
 
 from tenantry.api.paging import BadCursorError, Cursors
-from tenantry.http.oidc import (
-    CodeRefusedError,
-    LoginError,
-    Logins,
-    ProviderAwayError,
-)
+from tenantry.http.oidc import CodeRefusedError, LoginError, Logins, ProviderAwayError
 from tenantry.http.problems import RETRY_AFTER_SECONDS, Problem
-from tenantry.http.tokens import (
-    LEEWAY_SECONDS,
-    BadTokenError,
-    NoRightsError,
-    TokenUnreadableError,
-)
+from tenantry.http.tokens import LEEWAY_SECONDS, BadTokenError, NoRightsError, TokenUnreadableError
 from tenantry.page import rendering, sessions
 from tenantry.page.pages import LOGGED_OUT, Pages, Visit
 from tenantry.page.viewing import NotLetIn, let_in, let_in_or_ask_again

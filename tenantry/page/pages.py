@@ -15,7 +15,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.access import is_page
-from tenantry.http.cookies import session_of
+from tenantry.http.auth import session_of
 from tenantry.http.oidc import LoginError, Logins
 from tenantry.http.problems import Problem
 from tenantry.page import rendering, sessions

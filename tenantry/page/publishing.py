@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -14,7 +13,7 @@ from tenantry import exact
 from tenantry.domain.names import DEFAULT_TOPIC
 from tenantry.http.problems import Problem
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import Viewer, let_in
+from tenantry.page.viewing import Viewer, let_in, with_tenant
 
 _CALL: Final = "POST /tenants/{tenant_id}/messages"
 
@@ -30,14 +29,14 @@ pages: Final = Pages()
 @pages("GET /ui/tenants/{tenant_id}/publish")
 async def ask_for_message(visit: Visit) -> Response:
     """Show the form: what to publish, and where."""
-    viewer, tenant = await _publisher(visit)
+    viewer, tenant = await with_tenant(visit.api, visit.names["tenant_id"], _CALL)
     return _form(visit, viewer, tenant)
 
 
 @pages("POST /ui/tenants/{tenant_id}/publish")
 async def publish(visit: Visit) -> Response:
     """Publish a message, and show the result beside the form as it was filled in."""
-    viewer, tenant = await _publisher(visit)
+    viewer, tenant = await with_tenant(visit.api, visit.names["tenant_id"], _CALL)
     try:
         wanted = publication(visit.given)
     except ValueError as error:
@@ -46,15 +45,6 @@ async def publish(visit: Visit) -> Response:
     if sent.status in _REFUSED:
         return _form(visit, viewer, tenant, Problem(sent.status, sent.problem))
     return _form(visit, viewer, tenant, sent=let_in(sent).body["ids"][0])
-
-
-async def _publisher(visit: Visit) -> tuple[Viewer, Any]:
-    who, tenant = await asyncio.gather(
-        visit.api.get("/whoami"), visit.api.get(f"/tenants/{visit.names['tenant_id']}")
-    )
-    viewer, found = Viewer.of(let_in(who).body), let_in(tenant).body
-    viewer.must(_CALL)
-    return viewer, found
 
 
 def _form(

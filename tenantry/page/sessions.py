@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from tenantry.http.cookies import SESSION, cookie_of, is_token
+from tenantry.http.auth import SESSION, cookie_of, is_token
 from tenantry.http.problems import Problem
 
 MOST_BYTES: Final = 4000

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -12,10 +14,8 @@ from starlette.responses import Response
 
 from tenantry.http.problems import Problem
 from tenantry.page.asking import Answer
-from tenantry.page.charts import Chart, chart
-from tenantry.page.moments import Moment, in_utc, seconds
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.rendering import UNKNOWN, number, rate
+from tenantry.page.rendering import UNKNOWN, clipped, number, rate
 from tenantry.page.viewing import Viewer, let_in
 
 EVENTS: Final = 50
@@ -24,6 +24,10 @@ EVENTS: Final = 50
 STEPS: Final = 1000
 """Steps of the slider."""
 
+WIDTH: Final = 600
+HEIGHT: Final = 120
+"""The box that figures over time are drawn in."""
+
 _WINDOW: Final = "24h"
 _PASSING: Final = frozenset(
     {"messages_pending", "workers_current", "rate", "dead_lettered", "node", "epoch", "trouble"}
@@ -31,6 +35,9 @@ _PASSING: Final = frozenset(
 """Fields of a tenant that are known for the present only."""
 
 pages: Final = Pages()
+
+_TO_THE_MINUTE: Final = 16
+_TO_THE_SECOND: Final = 19
 
 
 @pages("GET /ui/tenants/{tenant_id}")
@@ -128,6 +135,57 @@ def _life(created_at: str) -> range:
     return range(began, now + 1, max(1, (now - began) // STEPS))
 
 
+class Moment(NamedTuple):
+    """A moment, as the API is asked for it, and the tenant's state then; empty if there was none.
+
+    The empty text stands for no moment.
+    """
+
+    asked: str
+    tenant: Mapping[str, Any]
+
+    @property
+    def is_version(self) -> bool:
+        """Whether the moment is a version rather than a time."""
+        return self.asked.isdecimal()
+
+    @property
+    def title(self) -> str:
+        """The moment's title on the page."""
+        if not self.asked:
+            return UNKNOWN
+        if self.is_version:
+            return f"version {self.asked}"
+        version = self.tenant.get("version")
+        then = "no such tenant" if version is None else f"version {version}"
+        return f"{_told(self.asked)}, {then}"
+
+    @property
+    def typed(self) -> str:
+        """The text of the form's field for a time."""
+        return "" if self.is_version else self.asked[:_TO_THE_SECOND]
+
+
+def in_utc(text: str) -> str:
+    """Add the zone, UTC, to a time from a browser's time field, and seconds if it has none."""
+    if text[10:11] == "T" and len(text) in {_TO_THE_MINUTE, _TO_THE_SECOND}:
+        return f"{text}:00Z" if len(text) == _TO_THE_MINUTE else f"{text}Z"
+    return text
+
+
+def seconds(written: str) -> int:
+    """Return a time of the API in seconds since 1970."""
+    return int(datetime.fromisoformat(written).timestamp())
+
+
+def _told(asked: str) -> str:
+    try:
+        at = datetime.fromisoformat(asked).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return clipped(asked)
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
 class Difference(NamedTuple):
     """A field of a tenant at two moments."""
 
@@ -183,3 +241,35 @@ def _charts(day: Answer) -> list[Chart]:
         chart("Waiting", "messages", [one["backlog"] for one in points]),
         chart("Latency, 99 of 100", "ms", [one["latency_p99_ms"] for one in points]),
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A chart: `lines` are SVG points in a box of `WIDTH` by `HEIGHT`; `most` is the box's top."""
+
+    title: str
+    unit: str
+    most: float
+    lines: Sequence[str]
+    dots: Sequence[str]
+    """Points without a neighbour, each drawn as a line from the point to itself."""
+
+
+def chart(title: str, unit: str, values: Sequence[float | None]) -> Chart:
+    """Draw values at equal intervals of time; None is a gap."""
+    most = max((value for value in values if value is not None), default=0.0)
+    step = WIDTH / max(1, len(values) - 1)
+    runs: list[list[str]] = [[]]
+    for place, value in enumerate(values):
+        if value is None:
+            runs.append([])
+        else:
+            height = HEIGHT - HEIGHT * value / most if most else HEIGHT
+            runs[-1].append(f"{place * step:.1f},{height:.1f}")
+    return Chart(
+        title=title,
+        unit=unit,
+        most=most,
+        lines=[" ".join(run) for run in runs if len(run) > 1],
+        dots=[f"{run[0]} {run[0]}" for run in runs if len(run) == 1],
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -78,3 +79,11 @@ async def admitted(api: Api, call: str) -> Viewer:
     viewer = await viewer_of(api)
     viewer.must(call)
     return viewer
+
+
+async def with_tenant(api: Api, tenant_id: str, call: str) -> tuple[Viewer, Any]:
+    """Give the viewer, if they may make a call, and a tenant. Raises `NotLetIn`, `Problem`."""
+    who, tenant = await asyncio.gather(api.get("/whoami"), api.get(f"/tenants/{tenant_id}"))
+    viewer, found = Viewer.of(let_in(who).body), let_in(tenant).body
+    viewer.must(call)
+    return viewer, found

@@ -11,12 +11,17 @@ from typing import Final
 
 import structlog
 
-from tenantry.settings import ENVIRONMENT, Settings
+from tenantry.broker import select
+from tenantry.settings import ENVIRONMENT, Settings, SettingsError
+from tenantry.tracing import Export, is_installed
 
 PROBE: Final = b"\0" * 4096
 """What is written to see whether anything can be."""
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+_TRACES: Final = "/v1/traces"
+"""Where a collector takes spans, by OTLP over HTTP."""
 
 
 class StartError(Exception):
@@ -152,3 +157,26 @@ def connections(reserved: int, *, ways: int) -> int:
     if files == resource.RLIM_INFINITY:
         files = OPEN_FILES
     return max(FEWEST_CONNECTIONS, (files - reserved) // ways)
+
+
+def export_of(settings: Settings) -> Export | None:
+    """Say where spans go; None: nowhere.
+
+    Raises `SettingsError` where what exports them is not installed.
+    """
+    given = settings.tracing
+    if not given.endpoint:
+        return None
+    if not is_installed():
+        raise SettingsError(
+            "tracing.endpoint: what exports traces is not installed: "
+            "pip install 'tenantry[tracing]'"
+        )
+    return Export(
+        endpoint=given.endpoint.removesuffix(_TRACES) + _TRACES,
+        service_name=given.service_name,
+        system=select.system(settings),
+        sample_ratio=given.sample_ratio,
+        timeout=given.timeout_seconds,
+        headers=given.header_table,
+    )

@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from tenantry.process.inherited import VARIABLE, Inherited
+from tenantry.process.family import VARIABLE, Inherited
 
 log: Final = structlog.get_logger("processes")
 

@@ -25,16 +25,14 @@ from tenantry.front.messages import WorkWith
 from tenantry.front.process import Front
 from tenantry.http.listeners import ControlSocket, Relay, bind_tcp
 from tenantry.loops import Heartbeat
-from tenantry.process.family import DRAIN
-from tenantry.process.inherited import Inherited
+from tenantry.process.family import DRAIN, Inherited
 from tenantry.process.reload import LiveSettings
-from tenantry.process.service_manager import Report, Watchdog
+from tenantry.process.service_manager import Notifier, Report, Watchdog
 from tenantry.process.signals import Signals
 from tenantry.process.start_checks import allow_open_files, make_state_dir
 from tenantry.process.threads import Threads
 from tenantry.processes.child import BAD_CONFIGURATION, Child, environment_of
 from tenantry.settings import ENVIRONMENT
-from tenantry.telemetry.systemd import Notifier
 from tenantry.unixpath import addressed
 
 log: Final = structlog.get_logger("processes")

@@ -15,7 +15,7 @@ from typing import Final
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
-from tenantry.tenant_client.access import Api, Say, TenantAccess, ensure_tenant, with_credentials
+from tenantry.tenant_client.access import Api, Say, TenantAccess, ensure_tenant
 from tenantry.tenant_client.amqp import TenantClientError, TenantMessage
 from tenantry.tenant_client.connecting import client_for
 from tenantry.tenant_runs import (
@@ -27,11 +27,10 @@ from tenantry.tenant_runs import (
     RunOptions,
     RunResult,
     run,
-    tell_of,
 )
 
 KINDS: Final = {"events": "event", "logs": "log", "notifications": "notification"}
-"""The topics every tenant gets, and the word that begins each topic's messages."""
+"""The topics every tenant gets, and the kind that a message of each names."""
 
 FAILED_BATCHES: Final = 2
 """Consecutive batches that fail for good before the rest is given up."""
@@ -195,11 +194,7 @@ class ProducerOptions(RunOptions):
 
 
 def produce(
-    options: ProducerOptions,
-    api: Api,
-    *,
-    say: Say,
-    progress: Progress = lambda _count: None,
+    options: ProducerOptions, api: Api, *, say: Say, progress: Progress = lambda _count: None
 ) -> RunResult[Tally]:
     """Run the producer to its end, reporting each step through `say`, from one thread at a time.
 
@@ -217,23 +212,11 @@ def produce(
         name="producer",
         each=options.producers,
         user=UserKind.PRODUCER,
-        prepare=lambda tenant_id: _prepare(options, api, tenant_id, say),
+        topics=tuple(KINDS),
+        ensure=ensure_tenant,
         clients=senders,
     )
     return run(role, options, api, say=say, stop=stop, progress=progress)
-
-
-def _prepare(options: ProducerOptions, api: Api, tenant_id: str, say: Say) -> TenantAccess:
-    topics = tuple(KINDS)
-    if options.credentials is None:
-        access = ensure_tenant(
-            api, tenant_id, topics=topics, partitions=options.partitions, say=say
-        )
-    else:
-        given, kind = options.credentials[tenant_id], UserKind.PRODUCER
-        access = with_credentials(api, tenant_id, given, topics=topics, kind=kind)
-    tell_of(access, UserKind.PRODUCER, made=access.created, say=say)
-    return access
 
 
 def _assignments(options: ProducerOptions, accesses: Sequence[TenantAccess]) -> list[Assignment]:

@@ -1,7 +1,9 @@
 """Logging: one configuration for structlog and the standard library, one line an event.
 
 On a terminal events are coloured text, elsewhere one JSON object a line. Nothing in a value can
-break a line or forge another. Times are UTC, RFC 3339.
+break a line or forge another, and secrets are masked in whatever shape they are logged. Times are
+UTC, RFC 3339. Lines that tenants' messages cause are bounded: whoever sends messages decides how
+many there are, and the log would be theirs to fill.
 """
 
 from __future__ import annotations
@@ -9,14 +11,17 @@ from __future__ import annotations
 import faulthandler
 import json
 import logging
+import math
+import re
 import signal
 import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
-
-from tenantry.telemetry.masking import mask_secrets
 
 Format = Literal["auto", "console", "json"]
 
@@ -37,6 +42,28 @@ _QUIET: Final = {
 
 _FIRST: Final = ("timestamp", "level", "logger", "event")
 _MANY_LINES: Final = frozenset({"exception", "stack"})
+
+MASK: Final = "***"
+
+_SECRET_KEY: Final = re.compile(
+    r"passw(or)?d|secret|token|authori[sz]ation|credential|cookie|api_?key", re.IGNORECASE
+)
+# Greedy up to the last @: a password that holds an unescaped @ or / is masked as a whole, even if
+# that swallows the host too.
+_USERINFO: Final = re.compile(r"\b((?:amqps?|postgres(?:ql)?)://)\S*@", re.IGNORECASE)
+_HTTP_USERINFO: Final = re.compile(r"\b(https?://)[^\s/@]+@", re.IGNORECASE)
+_ASSIGNED: Final = re.compile(r"\b(password\s*=\s*)('[^']*'|\S+)", re.IGNORECASE)
+_BEARER: Final = re.compile(r"\b(bearer\s+)[^\s\"',]+", re.IGNORECASE)
+
+_DEPTH: Final = 6
+
+LINES: Final = 60
+"""Lines of one kind about one tenant in one minute."""
+
+WINDOW: Final = 60.0
+
+_MANY: Final = 1000
+"""Tenants of which something is known before those without a line of late are forgotten."""
 
 
 def configure(
@@ -125,3 +152,75 @@ def _escaped(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def mask_text(text: str) -> str:
+    """Mask the user part of URLs, `password=` settings and bearer tokens in a text."""
+    if "://" in text:
+        text = _USERINFO.sub(rf"\1{MASK}@", text)
+        text = _HTTP_USERINFO.sub(rf"\1{MASK}@", text)
+    text = _ASSIGNED.sub(rf"\1{MASK}", text)
+    return _BEARER.sub(rf"\1{MASK}", text)
+
+
+def mask(value: object, depth: int = 0) -> object:
+    """Give the value as plain data with its secrets masked; unknown objects by their repr."""
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)  # JSON has no NaN
+    if isinstance(value, str):
+        return mask_text(value)
+    if depth < _DEPTH:
+        if isinstance(value, Mapping):
+            return {
+                str(key): MASK if _is_secret(str(key), one) else mask(one, depth + 1)
+                for key, one in value.items()
+            }
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [mask(one, depth + 1) for one in value]
+    return mask_text(repr(value))
+
+
+def mask_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Mask an event's secrets: by the names of its keys, and within its texts."""
+    return {key: MASK if _is_secret(key, value) else mask(value) for key, value in event.items()}
+
+
+def _is_secret(key: str, value: object) -> bool:
+    # A number under such a key counts or measures something (tokens issued, say).
+    return not isinstance(value, (int, float)) and _SECRET_KEY.search(key) is not None
+
+
+class Sparing:
+    """Says of a kind of line whether another may be written. Callable from any thread."""
+
+    def __init__(self, lines: int = LINES, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._lines = lines
+        self._now = now
+        self._lock = threading.Lock()
+        self._known: dict[str, list[float]] = {}
+        """Since when lines are counted, how many it are, and how many were left out, by tenant."""
+
+    def left_out(self, about: str) -> int | None:
+        """Give how many lines about somebody were left out before this one, None for this, too."""
+        now = self._now()
+        with self._lock:
+            known = self._known.get(about)
+            if known is None:
+                self._forget(now)
+                known = self._known[about] = [now, 0, 0]
+            since, lines, left_out = known
+            if now - since >= WINDOW:
+                known[:] = now, 1, 0
+                return int(left_out)
+            if lines < self._lines:
+                known[1] = lines + 1
+                return 0
+            known[2] = left_out + 1
+            return None
+
+    def _forget(self, now: float) -> None:
+        if len(self._known) >= _MANY:
+            recent = {one: known for one, known in self._known.items() if now - known[0] < WINDOW}
+            self._known = recent

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from tenantry.tracing.context import TraceContext
-from tenantry.tracing.port import CLOSE_SECONDS, Asked, Export, Span, Tracer
+from tenantry.tracing.port import CLOSE_SECONDS, Asked, Export, Span, TraceContext, Tracer
 
 __all__ = [
     "CLOSE_SECONDS",

@@ -28,25 +28,23 @@ from opentelemetry.util.types import Attributes, AttributeValue
 
 from tenantry import __version__
 from tenantry.domain import names
-from tenantry.tracing.context import (
-    NOT_RECORDED,
-    TRACEPARENT,
-    TraceContext,
-    of_message,
-    of_request,
-    says_no,
-)
 from tenantry.tracing.lost import LostSpans
 from tenantry.tracing.port import (
     CLOSE_SECONDS,
     NO_SPAN,
+    NOT_RECORDED,
+    TRACEPARENT,
     Arrived,
     Asked,
     Export,
     Handled,
     Sent,
     Span,
+    TraceContext,
     Tracer,
+    of_message,
+    of_request,
+    says_no,
 )
 from tenantry.tracing.sending import TENANT, SharedQueue, ToldOnce
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tenantry.broker.iggy.access import Access
-from tenantry.broker.iggy.client import Session, library
+from tenantry.broker.iggy.client import Access, Session, library
 from tests.acceptance.program import Program
 from tests.iggy_server import USER, PrivateIggy
 from tests.services_iggy import own_server

@@ -12,8 +12,7 @@ import apache_iggy as iggy
 import psycopg
 import pytest
 
-from tenantry.broker.iggy.access import Access
-from tenantry.broker.iggy.client import Session
+from tenantry.broker.iggy.client import Access, Session
 from tenantry.broker.port import BrokerError
 from tests import services_iggy
 from tests.acceptance.program import Program, Tenant

@@ -11,8 +11,7 @@ import psycopg
 import pytest
 
 from tenantry.broker.iggy import wire
-from tenantry.broker.iggy.access import Access
-from tenantry.broker.iggy.client import RefusedError, Session
+from tenantry.broker.iggy.client import Access, RefusedError, Session
 from tenantry.broker.iggy.topology import GROUP, Place
 from tenantry.broker.port import BrokerError
 from tests.acceptance.program import Program

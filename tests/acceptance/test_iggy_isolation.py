@@ -11,8 +11,7 @@ import apache_iggy as iggy
 import psycopg
 import pytest
 
-from tenantry.broker.iggy.access import Access
-from tenantry.broker.iggy.client import Session
+from tenantry.broker.iggy.client import Access, Session
 from tenantry.broker.iggy.topology import consumer_name, producer_name
 from tests.acceptance.program import Program, Tenant
 from tests.acceptance.test_metrics import scrape

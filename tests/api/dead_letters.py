@@ -6,9 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from tenantry.broker.port import (
-    QueuedDeadLetter,
-)
+from tenantry.broker.port import QueuedDeadLetter
 from tenantry.dead_letters.port import RejectedMessage
 from tenantry.messages.port import Incoming
 from tests.api.serving import Served, World

@@ -43,14 +43,7 @@ from tenantry.domain.tenant import TenantState, decide
 from tenantry.isolation.port import IsolationReport
 from tenantry.journal.parts import NoSuchPartError, Part
 from tenantry.journal.port import Metadata
-from tenantry.messages.port import (
-    FIRST,
-    Order,
-    PartitionMissingError,
-    StoredMessage,
-    Whose,
-    whose,
-)
+from tenantry.messages.port import FIRST, Order, PartitionMissingError, StoredMessage, Whose, whose
 from tenantry.messages.sql_access import SqlCredentials
 from tenantry.metrics.statistics import Note, Slot
 from tenantry.nodes.port import (
@@ -64,10 +57,7 @@ from tenantry.nodes.port import (
     Owned,
 )
 from tenantry.terms.port import Holder, Standing
-from tests.fakes.stores import (
-    InMemoryEventStore,
-    InMemoryTenantDirectory,
-)
+from tests.fakes.stores import InMemoryEventStore, InMemoryTenantDirectory
 
 
 class FakeControl:

@@ -21,9 +21,7 @@ from tenantry.api.tail import JournalTail
 from tenantry.audit.auditor import Auditor
 from tenantry.dead_letters.replay import Reprocessing
 from tenantry.dead_letters.telling import DeadLetterEvents
-from tenantry.domain.commands import (
-    CreateTenant,
-)
+from tenantry.domain.commands import CreateTenant
 from tenantry.front.serving import FrontApplication
 from tenantry.http.identity import Identity
 from tenantry.http.listeners import Relay
@@ -50,11 +48,7 @@ from tests.api.fakes import (
 )
 from tests.api.pages import RowsReader
 from tests.fakes.dead_letters import InMemoryDeadLetterIndex
-from tests.fakes.stores import (
-    InMemoryEventStore,
-    InMemoryTenantDirectory,
-    InMemoryTenantProjection,
-)
+from tests.fakes.stores import InMemoryEventStore, InMemoryTenantDirectory, InMemoryTenantProjection
 from tests.waiting import DEADLINE
 
 CURSOR_KEY = b"a key for cursors in tests"

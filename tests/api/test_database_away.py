@@ -21,8 +21,8 @@ from tenantry.dead_letters.replay import Reprocessing
 from tenantry.isolation.postgres import PostgresProbes
 from tenantry.isolation.prover import IsolationProver
 from tenantry.messages.reader import PostgresPageReader
+from tenantry.metrics.postgres import PostgresStatistics
 from tenantry.metrics.statistics import Statistics
-from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tests.api.fakes import FakeCluster, FakeQueues
 from tests.api.serving import Served, World, serving
 from tests.waiting import DEADLINE

@@ -8,9 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tenantry.broker.port import (
-    QueuedDeadLetter,
-)
+from tenantry.broker.port import QueuedDeadLetter
 from tenantry.dead_letters import replay as reprocessing_module
 from tenantry.dead_letters.port import EVERYTHING, Intent, QueueMessage, RejectedMessage, Work
 from tenantry.journal.port import JournalUnavailableError, Metadata

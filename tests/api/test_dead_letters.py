@@ -10,11 +10,7 @@ from uuid import UUID
 import pytest
 
 from tenantry.api.routes import dead_letters as routes
-from tenantry.broker.port import (
-    BrokerError,
-    BrokerUnavailableError,
-    Outgoing,
-)
+from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing
 from tenantry.dead_letters.port import EVERYTHING
 from tenantry.domain.events import DeadLettersDiscarded, DeadLettersReplayed
 from tenantry.http.pool import Pool

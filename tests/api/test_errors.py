@@ -18,11 +18,7 @@ from tenantry.control.port import CommandFailedError, CommandTimeoutError, Contr
 from tenantry.domain.commands import WrongStateError
 from tenantry.domain.events import DeletionRequested
 from tenantry.journal.port import JournalUnavailableError, Metadata, VersionConflictError
-from tenantry.messages.port import (
-    MessageStoreError,
-    PartitionMissingError,
-    StoreUnavailableError,
-)
+from tenantry.messages.port import MessageStoreError, PartitionMissingError, StoreUnavailableError
 from tests.api.serving import Served, World, serving
 from tests.depth import examples
 

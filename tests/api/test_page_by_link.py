@@ -17,13 +17,7 @@ from tenantry.http.pool import CLIENT
 from tenantry.http.problems import Problem
 from tenantry.http.tokens import Principal, Scope, Tokens
 from tests.api.fakes import MemoryIdempotencyKeys
-from tests.api.page import (
-    TOKENS,
-    Browser,
-    Written,
-    refuse_what_a_strict_policy_would_stop,
-    token,
-)
+from tests.api.page import TOKENS, Browser, Written, refuse_what_a_strict_policy_would_stop, token
 from tests.api.serving import CURSOR_KEY, SECRET, Served, World, serving
 
 ANN = Principal(name="an", scope=Scope.ADMIN)

@@ -14,9 +14,8 @@ from tenantry.http.tokens import Scope
 from tenantry.journal.port import Metadata
 from tenantry.metrics.statistics import NONE, Slot
 from tenantry.page import messages as page_of_messages
-from tenantry.page.charts import HEIGHT, WIDTH, chart
 from tenantry.page.serving import FORMS
-from tenantry.page.tenants import differences
+from tenantry.page.tenants import HEIGHT, WIDTH, chart, differences
 from tests.api.page import Browser, Written, refuse_what_a_strict_policy_would_stop, token
 from tests.api.serving import SECRET, Served, World, serving
 from tests.api.test_nodes import two_nodes

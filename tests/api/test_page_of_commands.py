@@ -17,8 +17,8 @@ from tenantry.http.auth import Access
 from tenantry.http.tokens import Scope
 from tenantry.isolation.port import Check, IsolationReport
 from tenantry.page import asking
-from tenantry.page.limits import TOLD, changes, span
 from tenantry.page.serving import FORMS
+from tenantry.page.settings import TOLD, changes, span
 from tests.api.fakes import empty_account
 from tests.api.page import Browser, Written, refuse_what_a_strict_policy_would_stop, token
 from tests.api.serving import SECRET, Served, World, serving

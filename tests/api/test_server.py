@@ -23,7 +23,7 @@ from tenantry.cli.output import DaemonUnreachableError
 from tenantry.http import protocol
 from tenantry.http.listeners import ControlSocketBusyError, ListenError, bind_tcp
 from tenantry.http.server import ApiServer
-from tenantry.process.inherited import Inherited
+from tenantry.process.family import Inherited
 from tenantry.settings import Settings
 from tests.api.serving import Served, World, serving, short_directory
 from tests.waiting import DEADLINE

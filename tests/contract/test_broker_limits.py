@@ -6,12 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tenantry.broker.port import (
-    BacklogFullError,
-    MessagesRefusedError,
-    Outgoing,
-    TenantTopology,
-)
+from tenantry.broker.port import BacklogFullError, MessagesRefusedError, Outgoing, TenantTopology
 from tenantry.domain.limits import NO_LIMITS, Limits
 from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies

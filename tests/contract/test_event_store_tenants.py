@@ -32,11 +32,7 @@ from tenantry.journal.tenants import (
 )
 from tenantry.projections.port import TenantDirectory
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
-from tests.fakes.stores import (
-    InMemoryEventStore,
-    InMemoryTenantDirectory,
-    InMemoryTenantProjection,
-)
+from tests.fakes.stores import InMemoryEventStore, InMemoryTenantDirectory, InMemoryTenantProjection
 
 
 @dataclass

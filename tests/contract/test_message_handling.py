@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from tenantry.dead_letters.port import RejectedMessage, fingerprint
 from tenantry.handlers.message import Message
 from tenantry.messages.port import Incoming, StoreResult, StoreUnavailableError, Tried
-from tenantry.telemetry.sparing import LINES
+from tenantry.telemetry.logging import LINES
 from tests.fakes.handling import TENANT, World, fails, incoming, tried
 from tests.waiting import DEADLINE
 

@@ -11,10 +11,7 @@ import psycopg
 import pytest
 
 from tenantry.database.pool import Database
-from tenantry.messages.port import (
-    Incoming,
-    PartitionMissingError,
-)
+from tenantry.messages.port import Incoming, PartitionMissingError
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.messages.validation import flaw_of_numbers
 from tests.fakes.messages import TENANT, incoming

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tenantry.database.pool import Database
 from tenantry.messages.port import Whose
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.metrics.postgres import PostgresRefusals
 from tenantry.metrics.refusals import Reason, Refused
-from tenantry.metrics.refusals_postgres import PostgresRefusals
 from tests.fakes.messages import TENANT
 
 RATE, BACKLOG = Refused(TENANT, 1, Reason.RATE), Refused(TENANT, 1, Reason.BACKLOG)

@@ -10,8 +10,8 @@ import pytest
 
 from tenantry.database.pool import Database
 from tenantry.messages.postgres import PostgresMessageStore
+from tenantry.metrics.postgres import PostgresStatistics
 from tenantry.metrics.statistics import BUCKETS, NONE, Note
-from tenantry.metrics.statistics_postgres import PostgresStatistics
 from tests.fakes.messages import TENANT, incoming
 from tests.waiting import DEADLINE, eventually
 

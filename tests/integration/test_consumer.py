@@ -20,7 +20,7 @@ from tenantry.domain.names import UserKind
 from tenantry.isolation.proof import verify_isolation
 from tenantry.producer.run import produce
 from tenantry.tenant_client.access import TenantAccess, ensure_consumers
-from tenantry.tenant_client.amqp_reading import AmqpReader
+from tenantry.tenant_client.amqp import AmqpReader
 from tenantry.tenant_runs import RunResult
 from tests.integration.broker_api import BrokerApi, depth, small
 from tests.waiting import DEADLINE, eventually

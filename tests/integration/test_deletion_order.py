@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tenantry.broker.port import TenantTopology
-from tenantry.broker.postgres import closing
+from tenantry.broker.postgres import users
 from tenantry.broker.postgres.rotation import LONGEST_REST, QueueRotation
 from tenantry.database.pool import Database
 from tenantry.domain import names
@@ -31,9 +31,9 @@ def broker(database: Database) -> Iterator[Broker]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closing, "GRACE", 0.05)
-    monkeypatch.setattr(closing, "ENDING", 0.3)
-    monkeypatch.setattr(closing, "_GRACE_MS", 50)
+    monkeypatch.setattr(users, "GRACE", 0.05)
+    monkeypatch.setattr(users, "ENDING", 0.3)
+    monkeypatch.setattr(users, "_GRACE_MS", 50)
 
 
 def made(broker: Broker) -> TenantTopology:
@@ -92,7 +92,7 @@ def test_what_is_committed_while_the_deletion_waits_is_counted(
     with shop(database, database_url, tenant) as url, psycopg.connect(url) as business:
         business.execute(PUBLISH, [tenant.tenant_id])
         # It commits as soon as it has been waited for once.
-        monkeypatch.setattr(closing.time, "sleep", lambda _: business.commit())
+        monkeypatch.setattr(users.time, "sleep", lambda _: business.commit())
         assert delete(broker, tenant) == 1
         assert lying(database) == 0
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -109,7 +109,7 @@ def test_who_publishes_for_others_is_neither_ended_nor_waited_for(
     def refuse(_: float) -> None:
         raise AssertionError("somebody is waited for")
 
-    monkeypatch.setattr(closing.time, "sleep", refuse)
+    monkeypatch.setattr(users.time, "sleep", refuse)
     with shop(database, database_url, other) as url, psycopg.connect(url) as business:
         business.execute(PUBLISH, [other.tenant_id])
         assert delete(broker, tenant) == 0
@@ -203,12 +203,12 @@ def test_a_role_is_locked_out_before_its_sessions_are_ended(
     tenant = broker.tenant()
     credentials, hashed = broker.administration.new_credentials(tenant.tenant_id)
     broker.administration.ensure_user(tenant.tenant_id, hashed)
-    close = closing.close_exchange
+    close = users.close_exchange
 
     def try_to_come_back(*given: object) -> None:
         with pytest.raises(psycopg.OperationalError, match=r"not permitted|password"):
             psycopg.connect(credentials.postgres_url)
         close(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(closing, "close_exchange", try_to_come_back)
+    monkeypatch.setattr(users, "close_exchange", try_to_come_back)
     delete(broker, tenant)

@@ -16,18 +16,12 @@ from apache_iggy import HeaderKey, HeaderValue, SendMessage
 
 from tenantry.broker.budget import Budget
 from tenantry.broker.iggy import wire
-from tenantry.broker.iggy.access import Access
 from tenantry.broker.iggy.administration import IggyAdministration
-from tenantry.broker.iggy.client import Session, Sessions
+from tenantry.broker.iggy.client import Access, Session, Sessions
 from tenantry.broker.iggy.consuming import IggyConsuming
 from tenantry.broker.iggy.dead_letters import DeadLetterWriter, IggyDeadLetters
 from tenantry.broker.iggy.topology import GROUP, Place
-from tenantry.broker.port import (
-    BrokerError,
-    DeadLettersBusyError,
-    Outgoing,
-    TenantTopology,
-)
+from tenantry.broker.port import BrokerError, DeadLettersBusyError, Outgoing, TenantTopology
 from tenantry.database.pool import Database
 from tenantry.domain import names
 from tests import brokers
@@ -322,7 +316,7 @@ def test_an_offset_that_a_tenants_consumer_stores_under_the_daemons_name_passes_
 
 ASKS_AND_ENDS = """
 import sys, threading
-from tenantry.broker.iggy.access import Access
+from tenantry.broker.iggy.client import Access
 from tenantry.broker.iggy.client import Session
 
 def ask():

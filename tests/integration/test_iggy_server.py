@@ -11,8 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tenantry.broker.iggy.access import Access
-from tenantry.broker.iggy.client import Session
+from tenantry.broker.iggy.client import Access, Session
 from tenantry.broker.port import BrokerError
 from tests import services_iggy
 from tests.waiting import DEADLINE, eventually

@@ -10,14 +10,10 @@ import pytest
 from apache_iggy import SendMessage
 
 from tenantry.broker import drift
-from tenantry.broker.iggy.access import Access
 from tenantry.broker.iggy.administration import IggyAdministration
-from tenantry.broker.iggy.client import RefusedError, Session
+from tenantry.broker.iggy.client import Access, RefusedError, Session
 from tenantry.broker.iggy.topology import consumer_name, former_name
-from tenantry.broker.port import (
-    BrokerError,
-    NotOursError,
-)
+from tenantry.broker.port import BrokerError, NotOursError
 from tenantry.broker.survey import DriftKind
 from tenantry.database.pool import Database
 from tenantry.domain import names

@@ -11,12 +11,7 @@ import pytest
 
 from tenantry.database.pool import Database
 from tenantry.domain import names
-from tenantry.domain.events import (
-    EventsArchived,
-    EventsRestored,
-    TenantPaused,
-    WorkersResized,
-)
+from tenantry.domain.events import EventsArchived, EventsRestored, TenantPaused, WorkersResized
 from tenantry.journal import parts_postgres
 from tenantry.journal.parts import NoSuchPartError, PartsError
 from tenantry.journal.parts_postgres import PostgresJournalParts

@@ -9,9 +9,7 @@ import pytest
 
 from tenantry.database import migrations
 from tenantry.database.pool import Database
-from tenantry.domain.events import (
-    WorkersResized,
-)
+from tenantry.domain.events import WorkersResized
 from tenantry.journal.postgres import PostgresEventStore
 from tests.integration.journal_in_parts import METADATA, Journal
 from tests.waiting import DEADLINE

@@ -11,12 +11,7 @@ from tenantry.broker.port import Credentials, TenantTopology
 from tenantry.domain import names
 from tenantry.isolation.proof import verify_isolation
 from tenantry.producer.run import produce
-from tenantry.tenant_client.access import (
-    ProducerError,
-    TenantAccess,
-    credentials_of,
-    every_tenant,
-)
+from tenantry.tenant_client.access import ProducerError, TenantAccess, credentials_of, every_tenant
 from tests.integration.broker_api import BrokerApi, depth, small, taken
 
 

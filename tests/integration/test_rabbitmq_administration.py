@@ -268,7 +268,7 @@ def test_what_is_kept_open_is_given_up_also_under_a_term_that_has_lapsed(
         ours.ensure_topology(TenantTopology(tenant_id="lapsing", topics=(), partitions=1))
         ((_, kept),) = ours._channels._kept._kept
         valid = False
-        monkeypatch.setattr("tenantry.broker.rabbitmq.kept_connections.KEEP", 0.0)
+        monkeypatch.setattr("tenantry.broker.rabbitmq.blocking_channels.KEEP", 0.0)
         ours._channels.close_old()
         assert kept.is_closed
         valid = True
@@ -283,7 +283,7 @@ def test_a_connection_is_kept_for_a_moment_only(
         ours.ensure_topology(TenantTopology(tenant_id="brief", topics=(), partitions=1))
         ours.queue_counts()
         ((_, kept),) = ours._channels._kept._kept
-        monkeypatch.setattr("tenantry.broker.rabbitmq.kept_connections.KEEP", 0.0)
+        monkeypatch.setattr("tenantry.broker.rabbitmq.blocking_channels.KEEP", 0.0)
         ours.queue_counts()
         assert ours._channels._kept.take() is None
         assert kept.is_closed

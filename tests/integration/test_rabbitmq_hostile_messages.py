@@ -10,7 +10,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from tenantry.broker.port import Credentials, TenantTopology
-from tenantry.broker.rabbitmq.versions import FIRST_SOUND
+from tenantry.broker.rabbitmq.consuming import FIRST_SOUND
 from tenantry.domain import names
 from tests import brokers
 from tests.brokers import Broker, RecordingSink

@@ -12,11 +12,7 @@ import httpx
 import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import (
-    AMQPConnectionError,
-    ChannelClosedByBroker,
-    ConnectionClosedByBroker,
-)
+from pika.exceptions import AMQPConnectionError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from tenantry.broker.port import BrokerUnavailableError, Credentials, TenantTopology
 from tenantry.broker.rabbitmq.administration import RabbitAdministration, hash_password

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 
-from tenantry.broker.iggy.access import Access
-from tenantry.broker.iggy.client import Session
+from tenantry.broker.iggy.client import Access, Session
 from tenantry.broker.iggy.publishing import made, send
 from tenantry.broker.iggy.topology import routed
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing

@@ -27,13 +27,7 @@ from tenantry.domain.commands import (
     RevokeSqlAccess,
     RotateCredentials,
 )
-from tenantry.domain.events import (
-    DeadLetterEvent,
-    Event,
-    PlacementEvent,
-    SystemEvent,
-    TenantEvent,
-)
+from tenantry.domain.events import DeadLetterEvent, Event, PlacementEvent, SystemEvent, TenantEvent
 from tenantry.domain.limits import RANGES, Limits
 from tenantry.domain.topics import Ordering, Topic
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.broker.iggy.offsets import OffsetWindow
+from tenantry.broker.iggy.partition import OffsetWindow
 
 ranges = st.lists(
     st.tuples(st.integers(0, 60), st.integers(0, 12)).map(lambda one: (one[0], one[0] + one[1])),

@@ -41,11 +41,7 @@ from tenantry.journal.tenants import load_tenant, tenant_events
 from tenantry.projections.port import TenantDirectory
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
 from tests.depth import examples
-from tests.fakes.stores import (
-    InMemoryEventStore,
-    InMemoryTenantDirectory,
-    InMemoryTenantProjection,
-)
+from tests.fakes.stores import InMemoryEventStore, InMemoryTenantDirectory, InMemoryTenantProjection
 from tests.property.strategies import commands, events
 
 METADATA = Metadata(actor="model", correlation_id="one")

@@ -6,15 +6,9 @@ from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tenantry.terms.candidate import Candidate
+from tenantry.terms.keeper import Candidate
 from tenantry.terms.lease import LEASE, MARGIN, Term
 from tenantry.terms.port import Holder, Standing
 from tenantry.unavailable import UnavailableError

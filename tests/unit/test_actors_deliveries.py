@@ -11,13 +11,7 @@ from tenantry.domain import names
 from tenantry.domain.commands import CreateTenant, PauseTenant
 from tenantry.domain.events import MessageDeadLettered, MessageIdsReused
 from tenantry.domain.topics import Ordering, Topic
-from tenantry.messages.port import (
-    NOTHING,
-    Incoming,
-    StoreResult,
-    StoreUnavailableError,
-    Tried,
-)
+from tenantry.messages.port import NOTHING, Incoming, StoreResult, StoreUnavailableError, Tried
 from tests.fakes.actors import Tree
 from tests.fakes.consuming import FakeSubscription
 from tests.fakes.messages import incoming

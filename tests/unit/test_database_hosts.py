@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tenantry.database.conninfo import Hosts, Place
 from tenantry.database.failures import place
-from tenantry.database.hosts import Hosts, Place
 
 ONE, TWO, THREE = (Place(name, "", "5432") for name in ("one", "two", "three"))
 

@@ -8,13 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from tenantry.dead_letters.matching import Matching, Row
-from tenantry.dead_letters.port import (
-    Intent,
-    QueueMessage,
-    RejectedMessage,
-    Work,
-    fingerprint,
-)
+from tenantry.dead_letters.port import Intent, QueueMessage, RejectedMessage, Work, fingerprint
 from tenantry.messages.headers import REPLAY_HEADER, REPLAYS_HEADER
 from tests.fakes.messages import incoming
 

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 
 from tenantry.http.identity import Identity
-from tenantry.http.jwks import KeySet, read_key_set
 from tenantry.http.oidc import read_endpoints
 from tenantry.http.provider import ProviderTokens
+from tenantry.http.provider_keys import KeySet, read_key_set
 from tenantry.http.tokens import BadTokenError, NoRightsError, Principal, Scope, Tokens
 from tests.api.serving import SECRET
 from tests.identity_provider import Signer, document

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tenantry.broker.iggy.access import Access
 from tenantry.broker.iggy.client import (
+    Access,
     CredentialsError,
     ExistsError,
     MissingError,

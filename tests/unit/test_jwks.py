@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.http.jwks import MAX_KEYS, KeySet, read_key_set
+from tenantry.http.provider_keys import MAX_KEYS, KeySet, read_key_set
 from tenantry.http.tokens import BadTokenError
 from tests.identity_provider import Signer, document, rsa_key
 

@@ -13,7 +13,7 @@ from tenantry.broker.port import BrokerError, Outgoing, QueuedDeadLetter
 from tenantry.dead_letters.port import EVERYTHING
 from tenantry.journal.port import Metadata
 from tenantry.messages.port import Incoming
-from tenantry.telemetry.sparing import LINES, WINDOW, Sparing
+from tenantry.telemetry.logging import LINES, WINDOW, Sparing
 from tests.api.serving import World
 from tests.fakes.actors import Tree
 from tests.fakes.messages import incoming

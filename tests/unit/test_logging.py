@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from tenantry.telemetry.logging import configure
-from tenantry.telemetry.masking import mask, mask_text
+from tenantry.telemetry.logging import configure, mask, mask_text
 from tests.waiting import DEADLINE
 
 

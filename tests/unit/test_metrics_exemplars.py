@@ -12,8 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tenantry.actors.ports import Followed
 from tenantry.broker.port import Delivery
 from tenantry.metrics.collector import histogram
-from tenantry.metrics.merged import labelled
-from tenantry.metrics.page import write
+from tenantry.metrics.page import labelled, write
 from tenantry.metrics.recorder import LATENCY_MS, Recorder
 from tests.fakes.messages import incoming
 from tests.scrapes import read, read_openmetrics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tenantry.metrics.merged import labelled
+from tenantry.metrics.page import labelled
 
 PAGE = """\
 # TYPE tenantry_nodes gauge

@@ -16,12 +16,7 @@ from prometheus_client.registry import Collector
 from tenantry.api.routes.metrics import alone
 from tenantry.http.server import ApiServer
 from tenantry.http.tokens import Tokens
-from tenantry.metrics.page import (
-    OPENMETRICS,
-    OPENMETRICS_TYPE,
-    TEXT_TYPE,
-    MetricsPage,
-)
+from tenantry.metrics.page import OPENMETRICS, OPENMETRICS_TYPE, TEXT_TYPE, MetricsPage
 from tests.api.serving import SECRET, World, serving
 from tests.scrapes import read, read_openmetrics
 from tests.waiting import DEADLINE

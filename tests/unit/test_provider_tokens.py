@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 
 from tenantry.http.identity import Identity
-from tenantry.http.jwks import Key, KeySet, read_key_set
 from tenantry.http.provider import Provider, ProviderTokens
+from tenantry.http.provider_keys import Key, KeySet, read_key_set
 from tenantry.http.tokens import (
     LEEWAY_SECONDS,
     PAYLOADS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from tenantry.broker.rabbitmq.versions import Versions
+from tenantry.broker.rabbitmq.consuming import Versions
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import ExitStack, aclosing
 
-from tenantry.api.room import Place, Room
-from tenantry.api.streams import Chunk, Streams
+from tenantry.api.streams import Chunk, Place, Room, Streams
 from tests.api.serving import World
 from tests.waiting import DEADLINE
 

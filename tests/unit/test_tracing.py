@@ -20,17 +20,11 @@ from tenantry.handlers.handler_pool import Call, HandlerPool
 from tenantry.handlers.message import Message
 from tenantry.messages.headers import JsonHeaders
 from tenantry.messages.port import Incoming
-from tenantry.process import tracing as configured
+from tenantry.process import start_checks as configured
 from tenantry.settings import Settings, SettingsError
 from tenantry.tracing import Asked, TraceContext
-from tenantry.tracing.context import of_message, of_request, read, says_no
-from tenantry.tracing.exporting import (
-    LONGEST_TEXT,
-    MOST_FOLLOWED,
-    ExportingTracer,
-    provider_of,
-)
-from tenantry.tracing.port import NO_SPAN
+from tenantry.tracing.exporting import LONGEST_TEXT, MOST_FOLLOWED, ExportingTracer, provider_of
+from tenantry.tracing.port import NO_SPAN, of_message, of_request, read, says_no
 from tenantry.tracing.sending import ToldOnce
 from tests.fakes.messages import incoming
 from tests.waiting import DEADLINE

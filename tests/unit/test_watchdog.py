@@ -8,8 +8,7 @@ import threading
 import pytest
 
 from tenantry.loops import Heartbeat
-from tenantry.process.service_manager import PATIENCE, Watchdog
-from tenantry.telemetry.systemd import Notifier
+from tenantry.process.service_manager import PATIENCE, Notifier, Watchdog
 from tests.waiting import DEADLINE, eventually
 
 

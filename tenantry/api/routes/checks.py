@@ -21,7 +21,7 @@ from tenantry.api.schemas.checks import (
 )
 from tenantry.api.schemas.common import dumps, json_response
 from tenantry.api.services import Injected, Services
-from tenantry.api.tenant_list import owners_of, told_of
+from tenantry.api.tenant_list import owners_of, runtimes_of
 from tenantry.http.problems import no_such_tenant
 
 _TAG = "audit"
@@ -69,7 +69,7 @@ async def _ask_owners(services: Services, request: Request, audits: list[TenantA
         return
     ids = list(asked)
     owners = await services.pools.reads.run(owners_of, services, ids)
-    told = await told_of(services, request.scope, ids, owners)
+    told = await runtimes_of(services, request.scope, ids, owners)
     for tenant_id, runtime in told.runtimes.items():
         if runtime is not None:
             asked[tenant_id].in_flight = runtime.unsettled

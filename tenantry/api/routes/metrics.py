@@ -15,7 +15,7 @@ from tenantry.http.identity import Identity
 from tenantry.http.middleware import BoundedBody, RequestContext
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem
-from tenantry.metrics.merged import Metrics
+from tenantry.metrics.page import Metrics
 
 PATH = "/metrics"
 ALONE = "Tenantry-Alone"

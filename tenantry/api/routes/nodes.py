@@ -7,8 +7,7 @@ from starlette.responses import Response
 from tenantry.api.openapi import Routes
 from tenantry.api.routing import Caller
 from tenantry.api.schemas.common import answer, json_response
-from tenantry.api.schemas.daemon import Runtimes, TenantsAsked, runtimes_json
-from tenantry.api.schemas.nodes import NodeList, NodeShown
+from tenantry.api.schemas.daemon import NodeList, NodeShown, Runtimes, TenantsAsked, runtimes_json
 from tenantry.api.services import Injected, Services
 from tenantry.domain import names
 from tenantry.domain.events import NodeDrainRequested, NodeDrainRevoked

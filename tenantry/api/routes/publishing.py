@@ -23,9 +23,8 @@ from tenantry.api.json_text import members
 from tenantry.api.openapi import Routes
 from tenantry.api.publishing_rates import PublishingRates
 from tenantry.api.routing import FastRoute, Who, held_by_app, is_json
-from tenantry.api.schemas.cloudevents import EVENT
 from tenantry.api.schemas.common import MAX_LIST, dumps, json_response
-from tenantry.api.schemas.messages import Accepted, Publication, Publications
+from tenantry.api.schemas.messages import EVENT, Accepted, Publication, Publications
 from tenantry.api.services import TenantLookup
 from tenantry.broker.port import BacklogFullError, MessagesRefusedError, Outgoing, Publishing
 from tenantry.domain import names

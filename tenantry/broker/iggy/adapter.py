@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from tenantry.broker.adapter import BrokerLinks, TermFence
 from tenantry.broker.budget import Budget
-from tenantry.broker.iggy.access import Access
 from tenantry.broker.iggy.administration import IggyAdministration
-from tenantry.broker.iggy.client import Sessions, library
+from tenantry.broker.iggy.client import Access, Sessions, library
 from tenantry.broker.iggy.consuming import IggyConsuming
 from tenantry.broker.iggy.dead_letters import IggyDeadLetters
 from tenantry.broker.iggy.moving import IggySource

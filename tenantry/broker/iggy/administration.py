@@ -15,13 +15,7 @@ from tenantry.broker.iggy.counts import NONE, Rejected, Standing, StandingBooks
 from tenantry.broker.iggy.passwords import Passwords
 from tenantry.broker.iggy.topology import GROUP, Place, mark_topic, marked_by
 from tenantry.broker.iggy.users import IggyUsers
-from tenantry.broker.port import (
-    BrokerError,
-    KeptLimits,
-    QueueCounts,
-    QueueSpec,
-    TenantTopology,
-)
+from tenantry.broker.port import BrokerError, KeptLimits, QueueCounts, QueueSpec, TenantTopology
 from tenantry.broker.survey import Survey, User
 from tenantry.database.pool import Database
 from tenantry.domain import names

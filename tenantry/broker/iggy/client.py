@@ -1,4 +1,7 @@
-"""The client library `apache-iggy`, which may be missing, and its errors as the port's."""
+"""The client library `apache-iggy`, which may be missing, and its errors as the port's.
+
+The server's address and a user are read from `iggy://user:password@host:port`.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from tenantry.broker.adapter import UNFENCED, TermFence
-from tenantry.broker.iggy.access import Access
 from tenantry.broker.port import BrokerError, BrokerUnavailableError
+from tenantry.urls import address, iggy_url
 
 if TYPE_CHECKING:
     from apache_iggy import IggyClient
@@ -46,6 +51,12 @@ _REMEDY: Final = (
     " pip install 'tenantry[iggy]'"
 )
 _REFUSED: Final = "Invalid credentials"
+
+PORT: Final = 8090
+"""The port of Iggy's own protocol over TCP; its HTTP API is not used."""
+
+SECURE: Final = "iggys"
+"""The scheme of a server with TLS."""
 
 
 class RefusedError(BrokerError):
@@ -197,6 +208,45 @@ class Session:
         with suppress(RuntimeError):
             self._loop.run_until_complete(disconnect(self._client))
         self._loop.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """A server's address, and a user of it."""
+
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    secure: bool = False
+    ca_file: str = ""
+    """The authority to trust, a PEM file; empty: those that the client library trusts."""
+    source: str = "broker.url"
+    """The setting that the URL is from, for messages."""
+
+    @classmethod
+    def of(cls, url: str, *, ca_file: str = "", source: str = "broker.url") -> Self:
+        """Read a URL; without a user it means Iggy's root user with its initial password."""
+        parts = urlsplit(url)
+        return cls(
+            host=parts.hostname or "",
+            port=parts.port or PORT,
+            user=unquote(parts.username or "iggy"),
+            password=unquote(parts.password or "iggy"),
+            secure=parts.scheme == SECURE,
+            ca_file=ca_file,
+            source=source,
+        )
+
+    @property
+    def where(self) -> str:
+        """HOST:PORT."""
+        return address(self.host, self.port)
+
+    def url_for(self, user: str, password: str) -> str:
+        """Return the URL for another user."""
+        scheme = SECURE if self.secure else "iggy"
+        return iggy_url(scheme=scheme, user=user, password=password, host=self.host, port=self.port)
 
 
 class Sessions:

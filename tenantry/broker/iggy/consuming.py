@@ -25,8 +25,7 @@ from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.budget import Budget
 from tenantry.broker.iggy import client as library
 from tenantry.broker.iggy import wire
-from tenantry.broker.iggy.access import Access
-from tenantry.broker.iggy.client import MissingError, RefusedError
+from tenantry.broker.iggy.client import Access, MissingError, RefusedError
 from tenantry.broker.iggy.counts import Standing
 from tenantry.broker.iggy.dead_letters import DeadLetterWriter
 from tenantry.broker.iggy.link import Link

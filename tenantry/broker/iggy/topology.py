@@ -44,7 +44,7 @@ def place_of(queue: QueueSpec) -> Place:
 
 
 def mark_topic(installation: str) -> str:
-    """Return the topic that marks a stream as ours. It is never read; no tenant can make it."""
+    """Return the name of the topic that marks a stream as ours. No tenant can make such a topic."""
     return _MARK + installation
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,12 +31,7 @@ from tenantry.broker.iggy.topology import (
     retired_name,
     user_name,
 )
-from tenantry.broker.port import (
-    BrokerUnavailableError,
-    Credentials,
-    NotOursError,
-    PasswordHash,
-)
+from tenantry.broker.port import BrokerUnavailableError, Credentials, NotOursError, PasswordHash
 from tenantry.broker.survey import LOST_PASSWORD, Permissions, User
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
@@ -67,20 +63,14 @@ class IggyUsers:
         raise NotImplementedError
 
     def check_owner(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """See `Administration.check_owner`."""
         with self.sessions.session() as session:
             self._ours(session, tenant_id, known if kind is UserKind.PRODUCER else None)
 
     def claim(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """See `Administration.claim`. A reading user belongs to its stream, made with that."""
         if kind is UserKind.CONSUMER:
@@ -109,10 +99,7 @@ class IggyUsers:
                 self._ensure_consumer(session, tenant_id, stream.id)
 
     def remove_user(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """See `Administration.remove_user`. The reading user stays, with an unknown password."""
         with self.sessions.session() as session:
@@ -173,7 +160,7 @@ class IggyUsers:
             user = self._read(tenant_id, found, stream, known, named)
             reader = self._find(session, consumer_name(tenant_id))
             if user.permissions is not None and not _reads_right(reader, stream):
-                user = _with(user, permissions=OTHER)
+                user = replace(user, permissions=OTHER)
             users[names.username(tenant_id)] = user
             if reader is not None and reader.status == self.iggy.UserStatus.Active:
                 kind = UserKind.CONSUMER
@@ -396,13 +383,3 @@ def _made(user: UserInfoDetails) -> Made:
 
 def _marks(stream: StreamDetails) -> frozenset[str]:
     return frozenset(mark for topic in stream.topics if (mark := marked_by(topic.name)))
-
-
-def _with(user: User, *, permissions: Permissions) -> User:
-    return User(
-        password_hash=user.password_hash,
-        tags=user.tags,
-        permissions=permissions,
-        marks=user.marks,
-        elsewhere=user.elsewhere,
-    )

@@ -24,7 +24,7 @@ from tenantry.broker.port import (
     QueueCounts,
     TenantTopology,
 )
-from tenantry.broker.postgres import closing, users
+from tenantry.broker.postgres import users
 from tenantry.broker.survey import Survey, User
 from tenantry.database.failures import PortErrors, one_line
 from tenantry.database.locks import insist
@@ -38,9 +38,6 @@ log = structlog.get_logger(__name__)
 
 _KEPT: Final = frozenset({"backlog_messages", "backlog_bytes", "connections"})
 _LIMITS: Final = "tenantry.broker_limits"
-
-OLDEST_SERVER: Final = 140_000
-TRIES: Final = 5
 
 
 class PostgresAdministration:
@@ -106,20 +103,14 @@ class PostgresAdministration:
         return 0 if row is None else int(row[0])
 
     def check_owner(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """Raise `NotOursError` if another installation has the name of the tenant's role."""
         with self._connection() as connection:
             self._ours(connection, names.username(tenant_id, kind), known)
 
     def claim(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """Make sure that the tenant's role exists and is ours."""
         with self._roles() as connection:
@@ -144,10 +135,7 @@ class PostgresAdministration:
             insist(connection, name, make)
 
     def remove_user(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """End all publishing for the tenant, and drop its role, unless that is another's.
 
@@ -166,7 +154,7 @@ class PostgresAdministration:
                 insist(connection, name, partial(users.lock_out, connection, name))
         if kind is UserKind.PRODUCER:
             with self._connection() as connection:
-                closing.close_exchange(connection, names.exchange_name(tenant_id), name)
+                users.close_exchange(connection, names.exchange_name(tenant_id), name)
         if ours:
             with self._roles() as connection:
                 insist(connection, name, partial(users.remove_user, connection, name))
@@ -233,7 +221,7 @@ class PostgresAdministration:
     def survey(self) -> Survey:
         """Survey all tenants' objects, in a few queries and one more for each limited backlog.
 
-        That query recounts the backlog.
+        Such a backlog is recounted by the way.
         """
         with self._connection() as connection:
             queues = connection.execute(self._sql["surveyed_queues"]).fetchall()
@@ -250,11 +238,6 @@ class PostgresAdministration:
 
     def check(self) -> None:
         """Raise `BrokerError`, with a clear line, if the database can't be the broker."""
-        if 0 < self._database.server_version < OLDEST_SERVER:
-            raise BrokerError(
-                f"{self._database.where} is too old for the embedded broker: it needs"
-                " PostgreSQL 14; or set rabbitmq.url (RABBITMQ_URL)"
-            )
         with self._connection() as connection:
             row = connection.execute(
                 "SELECT current_user, rolsuper OR rolcreaterole FROM pg_roles"

@@ -9,8 +9,9 @@ import base64
 import hashlib
 import hmac
 import secrets
+import time
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 from psycopg import errors, sql
@@ -21,6 +22,7 @@ from tenantry.broker.port import PasswordHash
 from tenantry.broker.survey import User
 from tenantry.database.pool import Connection
 from tenantry.domain.names import UserKind
+from tenantry.sql import queries
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +47,18 @@ VERIFIER: Final = "SCRAM-SHA-256$"
 
 _ITERATIONS: Final = 4096
 _SALT_BYTES: Final = 16
+
+GRACE: Final = 2.0
+"""Seconds a transaction that has published may take to end by itself."""
+
+ENDING: Final = 5.0
+"""Seconds to wait in all for transactions whose sessions are ended, or can't be ended."""
+
+AGAIN: Final = 0.02
+
+TRIES: Final = 3
+
+_GRACE_MS: Final = round(GRACE * 1000)
 
 
 def scram(password: str) -> PasswordHash:
@@ -256,3 +270,76 @@ def _rights_too_many(connection: Connection, name: str) -> list[str]:
 def _exists(connection: Connection, name: str) -> bool:
     query = "SELECT FROM pg_roles WHERE rolname = %s"
     return connection.execute(query, [name]).fetchone() is not None
+
+
+class Publisher(NamedTuple):
+    """A transaction that has put messages into a queue, and may act for the tenant."""
+
+    transaction: str
+    pid: int
+    user: str
+    endable: bool
+
+
+def close_exchange(connection: Connection, exchange: str, user: str) -> None:
+    """Remove an exchange's routing keys, and wait for transactions that have published by them.
+
+    The order matters: a transaction that reads the keys from now on finds none, and one that has
+    read them has held a lock on the queues' table since before that. After a while the sessions of
+    such transactions are ended. Those that can't be ended are named in the log; what they commit
+    after all is swept.
+    """
+    until = time.monotonic() + GRACE
+    for left in reversed(range(TRIES)):
+        try:
+            with connection.transaction():
+                connection.execute(f"SET LOCAL lock_timeout = {_GRACE_MS}".encode())
+                connection.execute(queries("queues")["close_exchange"], {"stream": exchange})
+        except errors.LockNotAvailable:
+            # A transaction at REPEATABLE READ has published by these keys.
+            if not left:
+                raise
+            _end(connection, publishing(connection, user))
+        else:
+            break
+    known = publishing(connection, user)
+    ended = False
+    while known:
+        now = time.monotonic()
+        if now >= until and not ended:
+            _end(connection, known)
+            ended = True
+        if now >= until + ENDING:
+            _blame(known)
+            return
+        time.sleep(AGAIN)
+        still = {one.transaction for one in publishing(connection, user)}
+        known = [one for one in known if one.transaction in still]
+
+
+def publishing(connection: Connection, user: str) -> list[Publisher]:
+    """List the open transactions that may have published as a tenant's `user`."""
+    rows = connection.execute(queries("queues")["publishing"], {"user": user})
+    return [Publisher(*row) for row in rows]
+
+
+def _end(connection: Connection, known: list[Publisher]) -> None:
+    for one in known:
+        if not one.endable:
+            continue
+        try:
+            connection.execute(sql.SQL("SELECT pg_terminate_backend(%s)"), [one.pid])
+        except errors.InsufficientPrivilege:
+            continue  # logged by `_blame`, if it does not end by itself
+        log.warning("broker.publisher_ended", pid=one.pid, user=one.user, reason="tenant_deleted")
+
+
+def _blame(known: list[Publisher]) -> None:
+    for one in known:
+        log.warning(
+            "broker.publisher_outlives_its_tenant",
+            pid=one.pid,
+            user=one.user,
+            remedy="it has published in a transaction that is still open: what it commits will be"
+            " swept; end its session (pg_terminate_backend)",
+        )

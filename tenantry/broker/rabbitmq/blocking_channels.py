@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from typing import Final
 
@@ -23,7 +24,6 @@ from pika.exceptions import (
 from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.port import BrokerError, BrokerUnavailableError
 from tenantry.broker.rabbitmq.connection import describe, parameters_of_all
-from tenantry.broker.rabbitmq.kept_connections import KeptConnections, close
 from tenantry.broker.rabbitmq.pika_internals import fenced_blocking_connection
 from tenantry.broker.rabbitmq.term_fence import client_properties
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
@@ -46,6 +46,9 @@ _ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
 _LOCKED: Final = 405
 _NOT_ALLOWED: Final = 530
+
+KEEP: Final = 3.0
+"""Seconds; the broker's heartbeats stay unanswered meanwhile, and it expects one within 16."""
 
 
 class BlockingChannels:
@@ -194,3 +197,51 @@ class BlockingChannels:
 def reply_text(error: ChannelClosedByBroker) -> str:
     """Return in one line what the broker said when it closed a channel."""
     return re.sub(r"\s+", " ", str(error.reply_text)).strip()[:300]
+
+
+class KeptConnections:
+    """Idle connections, kept for the next declaration. Callable from any thread.
+
+    Opening a connection costs broker and daemon more than most declarations on it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: list[tuple[float, pika.BlockingConnection]] = []
+        self._closed = False
+
+    def take(self) -> pika.BlockingConnection | None:
+        """Return a connection for the caller alone, or None; it may be lost without a sign yet."""
+        with self._lock:
+            return self._kept.pop()[1] if self._kept else None
+
+    def keep(self, connection: pika.BlockingConnection) -> None:
+        """Keep a sound connection on which nothing is in progress."""
+        with self._lock:
+            if not self._closed:
+                self._kept.append((time.monotonic(), connection))
+                return
+        close(connection)
+
+    def close_old(self) -> None:
+        """Close connections unused for a while; call this every few seconds."""
+        oldest = time.monotonic() - KEEP
+        with self._lock:
+            old = [one for since, one in self._kept if since < oldest]
+            self._kept = [kept for kept in self._kept if kept[0] >= oldest]
+        for connection in old:
+            close(connection)
+
+    def close(self) -> None:
+        """Close all connections, and every one that is to be kept from now on."""
+        with self._lock:
+            self._closed = True
+            kept, self._kept = self._kept, []
+        for _, connection in kept:
+            close(connection)
+
+
+def close(connection: pika.BlockingConnection) -> None:
+    """Close a connection in any state."""
+    with suppress(AMQPError, OSError):
+        connection.close()

@@ -8,9 +8,10 @@ its connection, and tried again on one of its own until it answers.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -25,7 +26,6 @@ from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.reading import ReadingConnection
 from tenantry.broker.rabbitmq.subscription import RabbitSubscription
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
-from tenantry.broker.rabbitmq.versions import Versions
 from tenantry.loops import Heartbeat
 
 log = structlog.get_logger(__name__)
@@ -46,6 +46,14 @@ MOST_ALONE: Final = 8
 
 GAVE_UP: Final = 541
 """INTERNAL_ERROR, with which RabbitMQ closes a connection after waiting for a queue in vain."""
+
+FIRST_SOUND: Final = 4
+"""The first version of RabbitMQ in which no message stops dead-lettering. Before it, a header
+`x-death` that is not a list of tables ends the process that moves a quorum queue's dead letters,
+and with it those of all queues on the node, until the node is restarted; and then again, if the
+message is still there."""
+
+_MAJOR: Final = re.compile(r"[0-9]{1,4}")
 
 
 class PooledConnection:
@@ -70,13 +78,7 @@ class ConnectionPool:
     """All connections. Everything but the properties runs on the loop's thread, or before it."""
 
     def __init__(
-        self,
-        loop: IoLoop,
-        url: str,
-        *,
-        fence: TermFence,
-        tls: Tls,
-        opened: Callable[[], None],
+        self, loop: IoLoop, url: str, *, fence: TermFence, tls: Tls, opened: Callable[[], None]
     ) -> None:
         """`opened` is called for each connection that opens."""
         self._loop = loop
@@ -312,3 +314,26 @@ class RabbitConsuming:
     def _forget(self, subscription: RabbitSubscription) -> None:
         self._subscriptions.discard(subscription)
         self._pool.forget(subscription)
+
+
+class Versions:
+    """Warns of faulty versions among a broker's nodes, once per version."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def saw(self, properties: Mapping[str, object] | None) -> None:
+        """Check the version that a node reports as a connection opens."""
+        version = str((properties or {}).get("version") or "")
+        major = _MAJOR.match(version)
+        if major is None or version in self._seen:
+            return
+        self._seen.add(version)
+        if int(major[0]) < FIRST_SOUND:
+            log.warning(
+                "broker.warning",
+                version=version,
+                means="a message of any tenant's can stop dead-lettering for all tenants "
+                "(a forged header x-death), until RabbitMQ is started again",
+                remedy="upgrade to RabbitMQ 4.0 or newer where tenants are not to be trusted",
+            )

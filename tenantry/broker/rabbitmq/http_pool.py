@@ -49,12 +49,7 @@ class HttpPool:
     """
 
     def __init__(
-        self,
-        host: str,
-        port: int,
-        *,
-        context: ssl.SSLContext | None,
-        headers: dict[str, str],
+        self, host: str, port: int, *, context: ssl.SSLContext | None, headers: dict[str, str]
     ) -> None:
         self._host = host
         self._port = port

@@ -216,10 +216,7 @@ class LateConnections:
             self._let_go()
 
     def _close_late(
-        self,
-        changes: Mapping[str, Change],
-        clock: BrokerClock,
-        listed: Iterable[ListedConnection],
+        self, changes: Mapping[str, Change], clock: BrokerClock, listed: Iterable[ListedConnection]
     ) -> Collection[str]:
         """Close connections with a former password; return the users that may still have some."""
         now = time.monotonic()

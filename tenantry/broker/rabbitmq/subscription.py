@@ -16,7 +16,7 @@ from tenantry.broker.rabbitmq.connection import describe, is_not_found
 from tenantry.broker.rabbitmq.consuming_channel import ConsumingChannel
 from tenantry.broker.rabbitmq.loop import IoLoop
 from tenantry.broker.rabbitmq.reading import ReadingConnection
-from tenantry.telemetry.sparing import Sparing
+from tenantry.telemetry.logging import Sparing
 
 log = structlog.get_logger(__name__)
 
@@ -182,11 +182,7 @@ class RabbitSubscription:
     # The requests, on the loop's thread.
 
     def _settle(
-        self,
-        generation: int,
-        rejects: Sequence[int],
-        acks: Sequence[int],
-        ack_up_to: int | None,
+        self, generation: int, rejects: Sequence[int], acks: Sequence[int], ack_up_to: int | None
     ) -> None:
         channel = self._channel
         if channel is not None and channel.generation == generation and channel.is_open:

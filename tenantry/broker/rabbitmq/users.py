@@ -64,19 +64,13 @@ class RabbitUsers:
         return mark_of(self._installation)
 
     def check_owner(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """See `Administration.check_owner`."""
         self._ours(names.username(tenant_id, kind), known, rights=False)
 
     def claim(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """See `Administration.claim`."""
         name = names.username(tenant_id, kind)
@@ -104,10 +98,7 @@ class RabbitUsers:
             self._see_that_it_is_ours_alone(name, new=new)
 
     def remove_user(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """See `Administration.remove_user`."""
         name = names.username(tenant_id, kind)

@@ -1,22 +1,26 @@
-"""A tenant's limits, as a form with a field for each limit; an emptied field lifts its limit."""
+"""A tenant's topics and limits, as forms: topics are added, an emptied field lifts its limit."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from starlette.responses import Response
 
 from tenantry.domain.limits import DAY, RANGES, SHOWN
+from tenantry.domain.topics import topics_in
 from tenantry.page.actions import whole
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import Viewer, let_in
+from tenantry.page.viewing import let_in, with_tenant
 
-_CALL: Final = "PUT /tenants/{tenant_id}/limits"
+_ADD_TOPICS: Final = "POST /tenants/{tenant_id}/topics"
+_SET_LIMITS: Final = "PUT /tenants/{tenant_id}/limits"
 
-CALLS: Final[Mapping[str, str]] = {"/ui/tenants/{tenant_id}/limits": _CALL}
-"""The call of the form."""
+CALLS: Final[Mapping[str, str]] = {
+    "/ui/tenants/{tenant_id}/topics": _ADD_TOPICS,
+    "/ui/tenants/{tenant_id}/limits": _SET_LIMITS,
+}
+"""The call of each form."""
 
 TOLD: Final[Mapping[str, tuple[str, str]]] = {
     "weight": ("Weight", "share beside the others' while tenants compete; 1 where it is empty"),
@@ -55,10 +59,44 @@ class Field(NamedTuple):
         return self.name == SHOWN["retention_seconds"]
 
 
+@pages("GET /ui/tenants/{tenant_id}/topics")
+async def show_topics(visit: Visit) -> Response:
+    """Show a tenant's topics, and the form that adds topics."""
+    return await _topics_form(visit)
+
+
+@pages("POST /ui/tenants/{tenant_id}/topics")
+async def add_topics(visit: Visit) -> Response:
+    """Add topics; the form shows what is wrong."""
+    tenant_id = visit.names["tenant_id"]
+    try:
+        wanted = topics_in(visit.given.get("topics", ""))
+    except ValueError as error:
+        return await _topics_form(visit, 422, str(error))
+    added = await visit.api.call("POST", f"/tenants/{tenant_id}/topics", body={"topics": wanted})
+    if added.status in _MISTAKES:
+        return await _topics_form(visit, added.status, added.problem)
+    let_in(added)
+    return visit.lead_to_saying(f"ui/tenants/{tenant_id}/topics", "The topics are there.")
+
+
+async def _topics_form(visit: Visit, status: int = 200, problem: str = "") -> Response:
+    viewer, tenant = await with_tenant(visit.api, visit.names["tenant_id"], _ADD_TOPICS)
+    return visit.html(
+        "topics.html",
+        viewer,
+        status,
+        tenant=tenant,
+        problem=problem,
+        typed=visit.kept.get("topics", "") if problem else "",
+        done=visit.done if status == 200 else "",
+    )
+
+
 @pages("GET /ui/tenants/{tenant_id}/limits")
 async def show_limits(visit: Visit) -> Response:
     """Show the form with a tenant's limits."""
-    return await _form(visit)
+    return await _limits_form(visit)
 
 
 @pages("POST /ui/tenants/{tenant_id}/limits")
@@ -67,25 +105,21 @@ async def change_limits(visit: Visit) -> Response:
     tenant_id = visit.names["tenant_id"]
     changed = await visit.api.call("PUT", f"/tenants/{tenant_id}/limits", body=changes(visit.given))
     if changed.status in _MISTAKES:
-        return await _form(visit, changed.status, changed.problem, visit.kept)
+        return await _limits_form(visit, changed.status, changed.problem, visit.kept)
     let_in(changed)
     return visit.lead_to_saying(f"ui/tenants/{tenant_id}/limits", "The limits are in force.")
 
 
-async def _form(
+async def _limits_form(
     visit: Visit, status: int = 200, problem: str = "", typed: Mapping[str, str] | None = None
 ) -> Response:
-    who, tenant = await asyncio.gather(
-        visit.api.get("/whoami"), visit.api.get(f"/tenants/{visit.names['tenant_id']}")
-    )
-    viewer, shown = Viewer.of(let_in(who).body), let_in(tenant).body
-    viewer.must(_CALL)
+    viewer, tenant = await with_tenant(visit.api, visit.names["tenant_id"], _SET_LIMITS)
     return visit.html(
         "limits.html",
         viewer,
         status,
-        tenant_id=shown["id"],
-        fields=[_field(one, shown["limits"], typed or {}) for one in TOLD],
+        tenant_id=tenant["id"],
+        fields=[_field(one, tenant["limits"], typed or {}) for one in TOLD],
         problem=problem,
         done=visit.done if status == 200 else "",
     )

@@ -1,4 +1,8 @@
-"""Statistics in PostgreSQL: a ring of slots a tenant, written for all of them in one call."""
+"""Statistics and refused calls in PostgreSQL.
+
+Statistics are a ring of slots a tenant, written for all of them in one call; refused calls of all
+nodes are counted in one place.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import TYPE_CHECKING
 from psycopg.rows import class_row
 
 from tenantry.messages.postgres import store_errors
+from tenantry.metrics.refusals import Refused
 from tenantry.metrics.statistics import BUCKETS, Note, Slot
 from tenantry.sql import queries
 
@@ -47,6 +52,35 @@ class PostgresStatistics:
         def read(connection: Connection) -> list[Slot]:
             with connection.cursor(row_factory=class_row(Slot)) as cursor:
                 return cursor.execute(self._sql["read"], wanted).fetchall()
+
+        with store_errors():
+            return self._database.read(read)
+
+
+class PostgresRefusals:
+    """Keeps counts of refused calls (`tenantry.metrics.refusals.RefusalStore`)."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._sql = queries("refusals")
+
+    def add(self, counts: Mapping[Refused, int]) -> None:
+        """See `RefusalStore.add`."""
+        given = {
+            "tenants": [one.tenant_id for one in counts],
+            "incarnations": [one.incarnation for one in counts],
+            "reasons": [one.reason.value for one in counts],
+            "counts": list(counts.values()),
+        }
+        with store_errors(), self._database.connection() as connection:
+            connection.execute(self._sql["add"], given)
+
+    def totals(self) -> Mapping[tuple[str, str], int]:
+        """See `RefusalStore.totals`."""
+
+        def read(connection: Connection) -> dict[tuple[str, str], int]:
+            rows = connection.execute(self._sql["totals"]).fetchall()
+            return {(tenant_id, reason): count for tenant_id, reason, count in rows}
 
         with store_errors():
             return self._database.read(read)
