@@ -1,6 +1,6 @@
 """Reads the messages on an Iggy server that were not stored, for a move to another broker.
 
-Like a daemon, the move reads as a member of the tenant's consumer group, and the group's offset
+The move reads as a daemon does, as a member of the daemon's consumer group, and the group's offset
 passes what has moved. The streams stay, with everything in their logs.
 """
 
@@ -121,7 +121,7 @@ class IggyReading:
         return run
 
     def _stays(self, delivery: Delivery) -> bool:
-        """Return whether a message can't move: too many headers were not read completely."""
+        """Return whether a message stays: its headers were not all read, or one before it stays."""
         unfit = isinstance(delivery.message.headers, UnfitHeaders)
         return unfit or self._queue_of(delivery) in self._closed
 

@@ -218,7 +218,7 @@ class ConsumingChannel:
             self._queues[place].name, passed_by, consumer_tag=self._tags[place]
         )
 
-    # What there is no room for.
+    # Deliveries that do not fit.
 
     def dropped(self, tag: int) -> None:
         """Stop deliveries after a dropped one; those dropped go back when no more can come."""

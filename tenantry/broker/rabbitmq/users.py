@@ -1,4 +1,4 @@
-"""Tenants' users on RabbitMQ: users belong to the whole server, so each carries its maker's mark.
+"""Tenants' users on RabbitMQ: as they are the whole server's, each has its installation's mark.
 
 RabbitMQ puts a user whether it exists or not, and its answer does not tell which. So a daemon that
 makes a user checks it afterwards. Installations that share a virtual host are kept apart by a lock
