@@ -43,7 +43,7 @@ pages: Final = Pages()
 
 @pages("GET /ui/login")
 async def ask_for_token(visit: Visit) -> Response:
-    """Ask for a token; redirect if none is needed, or redeem the code of a login link."""
+    """Ask for a token, or show the page of a login link; redirect if no token is needed."""
     if code := visit.given.get("code"):
         return rendering.html("link.html", visit.path, code=code)
     let_in_or_ask_again(visit.api, await visit.api.get("/whoami"))

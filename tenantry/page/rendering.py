@@ -32,7 +32,7 @@ HEADERS: Final[Mapping[str, str]] = {
     "X-Frame-Options": "DENY",
 }
 LONGEST_TEXT: Final = 300
-"""Characters shown of a text that was chosen by a tenant or another outsider."""
+"""Characters shown of a text that a client has chosen."""
 
 _ESCAPED: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&#34;", "'": "&#39;"}
 _BYTES_A_CHARACTER: Final = 2
