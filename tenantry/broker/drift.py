@@ -99,13 +99,13 @@ def owners(survey: Survey) -> Mapping[str, list[str]]:
 
 
 def is_marked(tenant_id: str, survey: Survey) -> bool:
-    """Return whether a tenant's user carries our mark alone; true if this broker has no marks."""
+    """Return whether a tenant's user exists with our mark alone, or on a broker without marks."""
     user = survey.users.get(names.username(tenant_id))
     return user is not None and (not survey.installation or user.marks == {survey.installation})
 
 
 def _is_anothers(tenant_id: str, survey: Survey) -> bool:
-    """Return whether another installation that shares our virtual host has the tenant there."""
+    """Return whether another installation, sharing our virtual host or database, has the tenant."""
     user = survey.users.get(names.username(tenant_id))
     others = frozenset() if user is None else user.marks - {survey.installation}
     return bool(others) and user is not None and user.permissions is not None
@@ -215,9 +215,8 @@ def marks_in(words: Iterable[str]) -> frozenset[str]:
 def stranger(user: User, installation: str, known: PasswordHash | None) -> str | None:
     """Return what is wrong with a user that is not ours; None if it is ours.
 
-    A user without any mark, as once made, is ours on two conditions: it has rights in our virtual
-    host alone, and it has either the tenant's `known` password, or rights there and a tenant of
-    ours.
+    A user without any mark, as once made, is ours if it has no rights elsewhere on the server and
+    its tenant is ours (so that a password is `known`), and if it has rights here or that password.
     """
     others = user.marks - {installation}
     if others:

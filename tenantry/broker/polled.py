@@ -352,7 +352,7 @@ class PolledConsuming(ABC, Generic[S]):
                 yield subscription
 
     def _all_find_room(self) -> None:
-        """Fetch for every subscription once more, whether its last message found room or not."""
+        """Let every subscription fetch again, whether its last message found room or not."""
         for subscription in self._subscriptions:
             subscription.found_room()
 

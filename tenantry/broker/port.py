@@ -189,7 +189,7 @@ class Delivery(NamedTuple):
 
 
 class DeliverySink(Protocol):
-    """Who receives a subscription's deliveries. Called on the broker's thread: must not block.
+    """Receives a subscription's deliveries. Called on the broker's thread: must not block.
 
     Every call names the channel's `generation`: tags of an older generation are void.
     """

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 
 class DriftKind(StrEnum):
-    """The kind of object that has drifted: bounded, so that it may be a metric's label."""
+    """What has drifted; a bounded set, so that it may be a metric's label."""
 
     EXCHANGE = "exchange"
     QUEUE = "queue"
@@ -101,6 +101,6 @@ class Survey:
     copies: bool = False
     """Whether tenants' own consumers read copies, from the queues of their groups."""
     limits: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """What holds tenants to limits, by tenant and by where it stands; as `limits_of` says it."""
+    """The settings that enforce tenants' limits, by tenant and place; comparable to `limits_of`."""
     installation: str = ""
-    """Which installation has looked; empty where no other has users there."""
+    """The installation that made the survey; empty if no other one has users there."""

@@ -65,11 +65,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreResult:
-    """What became of a batch. Each message has one of these outcomes.
+    """What became of a batch's messages.
 
-    Stored, a duplicate, unstorable, held for another attempt, or left: not reached in time, to be
-    given again at once. `failures` are the reasons of attempts that failed by now. `reused` are the
-    indexes of duplicates under whose id something else is stored.
+    Each message is stored, a duplicate, unstorable, held for another attempt, or left: not reached
+    in time, to be given again at once. `failures` are the reasons of attempts that failed by now.
+    `reused` are the indexes of duplicates under whose id something else is stored.
     """
 
     stored: int
@@ -181,7 +181,7 @@ class ForeignRowsError(MessageStoreError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partitions:
-    """Tenants with room for messages: `whole` have partition and counters, `partial` not all.
+    """Which tenants have storage: `whole` ones a partition and counters, `partial` ones not both.
 
     For the whole ones: which tenant of the id has the partition, and its totals.
     """

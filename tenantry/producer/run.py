@@ -30,7 +30,7 @@ from tenantry.tenant_runs import (
 )
 
 KINDS: Final = {"events": "event", "logs": "log", "notifications": "notification"}
-"""The topics every tenant gets, and the kind that a message of each names."""
+"""The topics every tenant gets, and the word that begins each topic's messages."""
 
 FAILED_BATCHES: Final = 2
 """Consecutive batches that fail for good before the rest is given up."""

@@ -44,7 +44,7 @@ def place_of(queue: QueueSpec) -> Place:
 
 
 def mark_topic(installation: str) -> str:
-    """Return the name of the topic that marks a stream as ours. No tenant can make such a topic."""
+    """Return the topic that marks a stream as ours. It is never read; no tenant can make it."""
     return _MARK + installation
 
 

@@ -1,1 +1,1 @@
-"""The embedded broker: queues in PostgreSQL, for where there is no RabbitMQ."""
+"""The embedded broker: queues in PostgreSQL, for installations without RabbitMQ."""

@@ -221,7 +221,7 @@ class PostgresAdministration:
     def survey(self) -> Survey:
         """Survey all tenants' objects, in a few queries and one more for each limited backlog.
 
-        Such a backlog is recounted by the way.
+        That query recounts the backlog.
         """
         with self._connection() as connection:
             queues = connection.execute(self._sql["surveyed_queues"]).fetchall()

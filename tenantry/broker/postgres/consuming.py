@@ -1,7 +1,7 @@
 """Deliveries from the embedded broker: one connection and one thread read for many tenants.
 
 Nothing is written when a message is delivered: a queue has one reader at a time, which keeps track
-of its unsettled deliveries. A lease settles which reader that is; it ends with the reader's
+of its unsettled deliveries. A lease decides which reader that is; it ends with the reader's
 session, or if it is not renewed in time.
 """
 
@@ -43,7 +43,7 @@ AT_ONCE: Final = 100
 """Subscriptions whose queues are acquired in one go, before the others are served again."""
 
 FEW: Final = 8
-"""Queues that are simply fetched from; of more, one query first tells which have messages."""
+"""Up to so many queues are fetched from directly; for more, one query first finds messages."""
 
 SMALL_CREDIT: Final = 0.02
 """Seconds to wait before a fetch of the few messages that a queue's prefetch allows."""

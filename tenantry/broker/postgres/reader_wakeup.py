@@ -21,7 +21,7 @@ QUIET: Final = 0.1
 """Seconds without a message after which the reader falls asleep for a queue."""
 
 LONGEST_PAUSE: Final = 1.0
-"""The longest seconds between polls while dozing; beyond that the reader sleeps."""
+"""The longest pause, in seconds, between polls while dozing; beyond it the reader sleeps."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class ReaderWakeup:
         self._dozes: list[_Doze] = []
 
     def stay_awake(self, queues: Iterable[int], now: float) -> list[int]:
-        """Stay awake for queues with activity; return those that were fallen asleep for."""
+        """Stay awake for active queues; return those for which the reader slept or dozed."""
         awake = set(queues)
         left = awake & self._asleep
         self._asleep -= left

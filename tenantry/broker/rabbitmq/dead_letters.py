@@ -53,9 +53,9 @@ BATCH_BYTES: Final = 8 * 1024 * 1024
 FIRST_PREFETCH: Final = 5
 GROWS: Final = 4
 PREFETCH: Final = 5_000
-"""Messages held on one channel: the first, and any. A browser that holds more goes on on another
-channel, with a prefetch that should fit into `PREFETCH_BYTES` by the mean size seen, and is at most
-`GROWS` times the last one."""
+"""Messages held on the first channel, and at most on any. A browser that holds more continues on
+another channel: that one holds as many as fit into `PREFETCH_BYTES` by the mean size seen, and at
+most `GROWS` times as many as the last."""
 
 PREFETCH_BYTES: Final = 32 * 1024 * 1024
 """RabbitMQ reads all that a consumer may hold from its disk at once, and keeps it in memory."""
@@ -68,7 +68,7 @@ QUIET_SECONDS: Final = 2.0
 
 COUNT_SECONDS: Final = 1.0
 HEARTBEAT: Final = 180
-"""Seconds: between two steps of a browser, its caller may wait for the database."""
+"""Seconds; long, as the browser's caller may wait for the database between two steps."""
 
 
 UNKNOWN: Final = "unknown"

@@ -38,7 +38,7 @@ _LIGHT: Final = {"disable_stats": "true"}
 
 
 class ListedConnection(NamedTuple):
-    """A connection: its user, its name by the client, and when the broker accepted it.
+    """A connection: its user, the name its client gave it, and when the broker accepted it.
 
     `accepted_at` is in milliseconds by the broker's clock; None if the broker keeps no statistics.
     """
@@ -196,7 +196,7 @@ class ManagementClient:
         )
 
     def connections_of(self, user: str) -> Sequence[tuple[str, str]]:
-        """List a user's connections to the virtual host: each name, and the client's name for it.
+        """List a user's connections to the virtual host: each name, and the one its client gave it.
 
         Of other users' connections nothing but the user is read.
         """
