@@ -1,4 +1,4 @@
-"""A tenant's own connection to Apache Iggy, as one of its users: what it publishes and reads by.
+"""A tenant's own connection to Apache Iggy, as one of its users, to publish and to read.
 
 Iggy's consumer groups are not for a tenant: with the right to join one, it could join the daemon's.
 So offsets are stored for a consumer without a group, and the consumers of a process share the
