@@ -156,8 +156,9 @@ def _offered(
     from tenantry.cli.client import ControlClient
     from tenantry.settings import load
 
+    config = context.params.get("config") or context.find_root().params.get("config")
     try:
-        settings = load(context.params.get("config"), environ=os.environ, client=True)
+        settings = load(config, environ=os.environ, client=True)
         with ControlClient(settings.control_socket, timeout=COMPLETION_TIMEOUT) as client:
             found = ask(client)
     except Exception:  # noqa: BLE001 - a shell that completes must not see a traceback

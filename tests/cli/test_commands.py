@@ -89,7 +89,7 @@ def test_topics_that_are_none_are_bad_usage(api: Served, run: Run, topics: str) 
 
 
 def test_a_shell_completes_topics_of_the_tenant_that_is_named(
-    api: Served, monkeypatch: pytest.MonkeyPatch
+    api: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     api.world.create("acme", topics=("logs", "orders"))
     shell = ShellComplete(cli, {}, "tenantry", "_TENANTRY_COMPLETE")
@@ -100,6 +100,17 @@ def test_a_shell_completes_topics_of_the_tenant_that_is_named(
     assert offered("messages", "acme", "--topic", incomplete="o") == ["orders"]
     assert offered("dead-letters", "list", "acme", "--topic") == ["logs", "orders"]
     assert offered("messages", "--topic") == []
+    elsewhere = tmp_path / "elsewhere.toml"
+    elsewhere.write_text('control = {socket = "/tmp/there-is-no-daemon.sock"}\n')
+    monkeypatch.delenv("TENANTRY_CONTROL_SOCKET")
+    own = tmp_path / "own.toml"
+    own.write_text(f'control = {{socket = "{api.path}"}}\n')
+    for config in ("--config", str(own)), ("--config", str(elsewhere)):
+        for place in (0, 1):
+            words = ["messages", "acme"]
+            words[place:place] = config
+            expected = ["logs", "orders"] if config[1] == str(own) else []
+            assert offered(*words, "--topic") == expected, words
     monkeypatch.setenv("TENANTRY_CONTROL_SOCKET", "/tmp/there-is-no-daemon.sock")
     assert offered("messages", "acme", "--topic") == []
 

@@ -41,7 +41,7 @@ class Clock:
 
     def is_stepped(self) -> bool:
         """Tell whether the daemon uses this time, by the `Date` header of its answers."""
-        told = parsedate_to_datetime(self._program.call("GET", "/livez").headers["date"])
+        told = parsedate_to_datetime(self._program.call("GET", "/healthz").headers["date"])
         return abs(told.timestamp() - time.time() - self._offset) < NEAR
 
     def _write(self) -> None:

@@ -106,7 +106,7 @@ class IggyReading:
                     self.left += counts.ready
                     return None
                 raise BrokerUnavailableError(
-                    f"Iggy does not give what it has for tenant {self._tenant.tenant_id}"
+                    f"Iggy counts messages of tenant {self._tenant.tenant_id}, and delivers none"
                 )
 
     def _cut(self) -> list[Delivery]:

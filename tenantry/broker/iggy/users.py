@@ -246,7 +246,7 @@ class IggyUsers:
             return session.call(lambda client: client.create_user(name, secret, status, rights))
         except ExistsError as error:
             raise BrokerUnavailableError(
-                f"somebody else is at it at this moment: {error}"
+                f"another daemon has made the user {name!r} at this moment: {error}"
             ) from error
 
     def _let(self, session: Session, user: UserInfoDetails, rights: Any) -> None:

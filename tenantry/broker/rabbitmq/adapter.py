@@ -100,7 +100,7 @@ def source(
 ) -> NoReturn:
     """See `BrokerAdapter.source`."""
     raise BrokerError(
-        "what lies in RabbitMQ is not moved: let the daemon store it, and then change its broker"
+        "messages in RabbitMQ are not moved: let the daemon store them, and then change its broker"
     )
 
 

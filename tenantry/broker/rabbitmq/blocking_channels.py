@@ -186,7 +186,7 @@ class BlockingChannels:
                 )
             if error.reply_code == _LOCKED:
                 return BrokerUnavailableError(
-                    f"somebody else is at it at this moment, try again: {reply_text(error)}"
+                    f"another daemon is making or removing the same object, try again: {reply_text(error)}"
                 )
             return BrokerError(f"RabbitMQ refuses: {reply_text(error)}")
         return BrokerUnavailableError(

@@ -381,7 +381,7 @@ class DrivenConnection(Generic[C]):
             if not connection.is_closed:
                 self.wait(lambda: self._closed, seconds, patient=True)
         except AMQPError as error:
-            log.debug("broker.walk_ended_badly", error=str(error))
+            log.debug("broker.connection_ended_badly", error=str(error))
         finally:
             connection.ioloop.close()
 

@@ -8,7 +8,6 @@ from tests.waiting import eventually
 
 TENANTS = 3
 LONGEST = 1_800.0
-SHAKEN = ("actor.failed", "tenant.parked", "broker.connection_lost", "consumer.channel_lost")
 RATE = 2_000
 
 
