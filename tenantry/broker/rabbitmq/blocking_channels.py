@@ -186,7 +186,8 @@ class BlockingChannels:
                 )
             if error.reply_code == _LOCKED:
                 return BrokerUnavailableError(
-                    f"another daemon is making or removing the same object, try again: {reply_text(error)}"
+                    "another daemon is making or removing the same object, try again: "
+                    f"{reply_text(error)}"
                 )
             return BrokerError(f"RabbitMQ refuses: {reply_text(error)}")
         return BrokerUnavailableError(
