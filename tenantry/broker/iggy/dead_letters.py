@@ -19,7 +19,6 @@ from tenantry.broker import topology as layout
 from tenantry.broker.dead_letter_table import REJECTED, TableDeadLetters
 from tenantry.broker.iggy.headers import (
     EXACT_TIME,
-    needs_header,
     own_id,
     pack,
     published,
@@ -80,8 +79,8 @@ def _moved(message: Outgoing, unknown: int) -> dict[str, object]:
     topic, partition = names.place_in(tenant_id, headers.pop(layout.FIRST_DEATH_QUEUE, None))
     number = headers.pop(layout.FIRST_DEATH_NUMBER, unknown)
     made_at = headers.pop(EXACT_TIME, None)
-    named = message.message_id if needs_header(message.message_id) else None
-    typed = sendable(named, message.content_type, headers)
+    own = uuid_of(message.message_id or "")
+    typed = sendable(message.message_id if own is None else None, message.content_type, headers)
     return {
         "tenant": tenant_id,
         "topic": topic,
@@ -90,7 +89,7 @@ def _moved(message: Outgoing, unknown: int) -> dict[str, object]:
         "offset": -number if type(number) is int else -unknown,
         "id": message.message_id,
         "published_at_ms": made_at if type(made_at) is int else time.time_ns() // 1_000_000,
-        "properties": pack(uuid_of(message.message_id or "") or 0, typed),
+        "properties": pack(own or 0, typed),
         "body": message.body,
     }
 

@@ -7,8 +7,8 @@ Iggy's own field for ids takes only UUIDs.
 
 from __future__ import annotations
 
+import re
 import struct
-import uuid
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -45,6 +45,7 @@ _NUMBERS: Final = {name: number for number, name in enumerate(_KINDS, 1)}
 _FIELD: Final = struct.Struct("<BI")
 _ID_BYTES: Final = 16
 _EXACT_64: Final = range(-(2**63), 2**64)
+_UUID: Final = re.compile("[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
 class Told(NamedTuple):
@@ -190,16 +191,9 @@ def unpack(packed: bytes) -> tuple[int, dict[HeaderKey, HeaderValue]]:
 
 def uuid_of(message_id: str) -> int | None:
     """Return the number for an id in Iggy's own field; None if the id is not such a UUID."""
-    try:
-        number = uuid.UUID(message_id)
-    except ValueError:
+    if _UUID.fullmatch(message_id) is None:
         return None
-    return number.int if number.int and str(number) == message_id else None
-
-
-def needs_header(message_id: str | None) -> bool:
-    """Return whether an id must go into the headers, as Iggy's own field can't hold it."""
-    return message_id is not None and uuid_of(message_id) is None
+    return int(message_id.replace("-", ""), 16) or None
 
 
 def sendable(

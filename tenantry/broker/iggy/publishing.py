@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from tenantry.broker.iggy.client import MissingError, Session, Sessions, library
 from tenantry.broker.iggy.dead_letters import IggyDeadLetters
-from tenantry.broker.iggy.headers import needs_header, sendable, unpack, uuid_of
+from tenantry.broker.iggy.headers import sendable, unpack, uuid_of
 from tenantry.broker.iggy.topology import Place, routed
 from tenantry.broker.port import BrokerError, BrokerUnavailableError, Outgoing, UnroutableError
 from tenantry.domain import names
@@ -92,20 +92,19 @@ def _batches(sent: list[SendMessage], group: list[Outgoing]) -> list[list[SendMe
 def made(outgoing: Outgoing) -> SendMessage:
     """Make a message for Iggy. Raises `BrokerError`."""
     iggy = library()
+    own = uuid_of(outgoing.message_id or "")
+    # Iggy's own field holds nothing but a UUID: any other id goes among the headers.
+    named = outgoing.message_id if own is None else None
     try:
         if outgoing.properties is not None:
             number, headers = unpack(outgoing.properties)
-            known = outgoing.message_id is None or bool(number)
-            marks = sendable(None, None, outgoing.headers or {})
-            headers = {**headers, **marks}
-            if not known and uuid_of(outgoing.message_id or "") is None:
-                headers = {**sendable(outgoing.message_id, None, {}), **headers}
+            headers |= sendable(None, None, outgoing.headers or {})
+            if not number:
+                headers = {**sendable(named, None, {}), **headers}
+            own = number or own
         else:
-            number = 0
-            named = outgoing.message_id if needs_header(outgoing.message_id) else None
             headers = sendable(named, outgoing.content_type, outgoing.headers or {})
-        number = number or uuid_of(outgoing.message_id or "") or 0
-        message: SendMessage = iggy.SendMessage(outgoing.body, headers or None, number or None)
+        message: SendMessage = iggy.SendMessage(outgoing.body, headers or None, own or None)
     except UnreadableHeadersError as error:
         raise BrokerError(f"a message's headers can't be sent to Iggy: {error}") from error
     except (ValueError, TypeError, OverflowError) as error:
