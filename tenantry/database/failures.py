@@ -20,7 +20,7 @@ ITS_OWN_FAULT: Final = (
     pg.TooManyArguments,
     pg.ObjectNotInPrerequisiteState,
 )
-"""Operational errors by class, but of the statement's making: repeating it can't help."""
+"""Operational errors by class, but the statement's own fault: repeating it can't help."""
 
 AWAY: Final = (
     psycopg.OperationalError,
@@ -30,7 +30,7 @@ AWAY: Final = (
 )
 
 LOST_STATE: Final = (pg.DuplicatePreparedStatement, pg.InvalidSqlStatementName)
-"""What a server says of prepared statements that are not there, or another's."""
+"""Errors for prepared statements that are missing, or belong to another session."""
 
 UNFIT: Final = (
     pg.InsufficientPrivilege,
@@ -39,15 +39,15 @@ UNFIT: Final = (
     pg.UndefinedFunction,
     pg.UndefinedObject,
 )
-"""What it says where the database or the rights in it have been changed, whatever the data is.
+"""Errors that occur where the database or the rights in it have been changed, whatever the data.
 
-Nothing of one tenant's is at fault then, and to begin anew is no help: it is waited for, and told.
+No tenant is at fault then, and a restart does not help: the work waits, and the error is reported.
 """
 
 LONGEST_TEXT: Final = 500
 
 TERM_OVER: Final = "TN001"
-"""What `tenantry.check_term` says to a session whose term is another's."""
+"""The SQLSTATE that `tenantry.check_term` raises for a session whose term another daemon holds."""
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -60,19 +60,19 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 def lost_its_state(error: BaseException) -> bool:
-    """Tell whether a session has lost what it had prepared: it is not the one that it was."""
+    """Tell whether a session has lost its prepared statements: it is another session now."""
     return isinstance(error, LOST_STATE)
 
 
 def options_refused(error: BaseException) -> bool:
-    """Tell whether a pooler wants no `options` at the start of a session."""
+    """Tell whether a pooler refused the `options` at the start of a session."""
     text = str(error).lower()
     return "startup parameter" in text or "command-line options" in text
 
 
 def _is_full_of_notifications(error: BaseException) -> bool:
-    """Tell whether a commit that notifies found no room: others have filled the server's queue."""
-    # The words are in the server's language, the place in its source is not.
+    """Tell whether a commit with a NOTIFY failed because the server's queue is full."""
+    # The message is in the server's language; the source file's name is not.
     return isinstance(error, psycopg.Error) and (error.diag.source_file or "").endswith("async.c")
 
 
@@ -81,11 +81,11 @@ def _is_term_over(error: BaseException) -> bool:
 
 
 class PortErrors:
-    """A `with` block whose errors of the database are raised as those of the port it serves.
+    """A `with` block that turns the database's errors into those of the port it serves.
 
-    An outage becomes `unavailable`, and so does an error of the classes `waited_for`; any other of
-    psycopg's becomes `failed`, unless `otherwise` gives another for it. `where` begins the message.
-    One object may be used again, and by several threads.
+    An outage becomes `unavailable`, and so does an error of the classes `waited_for`. Any other
+    psycopg error becomes `failed`, unless `otherwise` returns another exception for it. `where`
+    begins the message. An object may be reused, and by several threads.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ def place(parameters: Mapping[str, object]) -> str:
 
 
 def unavailable(error: BaseException, where: str) -> DatabaseUnavailableError:
-    """Say that a statement or a wait for a connection failed."""
+    """Return the error for a statement or a wait for a connection that failed."""
     kind = TermOverError if _is_term_over(error) else DatabaseUnavailableError
     return kind(f"{where}: {one_line(error)}")
 
@@ -174,12 +174,12 @@ _CAUSES: Final[tuple[tuple[str, str, str, bool], ...]] = (
     ("network is unreachable", "the network is unreachable", _START, False),
     ("", "", _START, False),
 )  # fmt: skip
-"""What the server or the system says, in lower case; that in plain words, where its own are not;
-what to do; and whether waiting is in vain."""
+"""Per cause: a pattern of the server's or system's message, in lower case; plain words for it,
+where its own are not plain; the remedy; and whether waiting is in vain."""
 
 
 def connect_failure(error: BaseException, where: str) -> DatabaseUnavailableError:
-    """Say why no connection could be made, and what to do about it."""
+    """Return the error that says why no connection could be made, and the remedy."""
     text = one_line(error)
     lower = text.lower()
     _, plain, remedy, permanent = next(one for one in _CAUSES if re.search(one[0], lower))
@@ -189,7 +189,7 @@ def connect_failure(error: BaseException, where: str) -> DatabaseUnavailableErro
 
 
 def one_line(error: BaseException) -> str:
-    """Give an error's text on one line of bounded length: what and why, not where in our SQL."""
+    """Return an error's text on one line of bounded length, without its place in the SQL."""
     text = str(error)
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         text = ": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail)))

@@ -1,4 +1,4 @@
-"""The name of an installation: one database, and what runs on it."""
+"""The name of an installation: one database, and the daemons that run on it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _NOUNS: Final = (
 
 
 def find_installation(database: Database) -> str:
-    """Give the installation's name; at the first start it is made.
+    """Return the installation's name; the first start creates it.
 
     A copy of a database beside its original, on the same server, gets a name of its own; a
-    database that has come to another server keeps its name, and the log says so.
+    database that has moved to another server keeps its name, and the log says so.
     Raises `DatabaseError`.
     """
     sql = queries("installation")
@@ -49,7 +49,7 @@ def find_installation(database: Database) -> str:
 
 
 def common_cursor_key(database: Database, own: bytes) -> bytes:
-    """Give the key that all nodes seal cursors with; the first to come brings its own."""
+    """Return the key that all nodes seal cursors with; the first node's own becomes the key."""
     sql = queries("installation")
     with database.connection() as connection:
         row = connection.execute(sql["keep_cursor_key"], {"key": own}).fetchone()
@@ -57,7 +57,7 @@ def common_cursor_key(database: Database, own: bytes) -> bytes:
 
 
 def known_cursor_key(database: Database) -> bytes | None:
-    """Give that key to who only reads; None where there is none yet, or it can't be read."""
+    """Return that key without setting it; None where there is none, or it can't be read."""
     try:
         with database.connection() as connection:
             row = connection.execute(queries("installation")["cursor_key"]).fetchone()
@@ -69,7 +69,7 @@ def known_cursor_key(database: Database) -> bytes | None:
 def _moved(
     connection: Connection, name: str, parameters: dict[str, object], found: tuple[object, ...]
 ) -> str:
-    """Settle the name of an installation in a database that is not the one it was made in."""
+    """Settle the installation's name in a database other than the one it was created in."""
     sql = queries("installation")
     made = {"made_in": found[1], "made_on": found[2]}
     original = connection.execute(sql["original"], parameters | made).fetchone()
@@ -81,7 +81,7 @@ def _moved(
         )
         connection.execute(sql["settle"], {**parameters, "name": name})
         return name
-    # The roles that are listed are the original's, which goes on using them.
+    # The listed roles belong to the original, which goes on using them.
     connection.execute(sql["disown_roles"])
     connection.execute(sql["settle"], parameters)
     log.warning(

@@ -1,10 +1,9 @@
-"""Whether a server lives: connections at rest that have died, and servers that have fallen silent.
+"""Detects idle connections that have died, and servers that have fallen silent.
 
-A server that ends a connection at rest says so, to whoever reads its socket. One that has fallen
-silent holds its connections open and answers nothing: neither its own limits of time help then (it
-does not count any more) nor TCP's (the kernel acknowledges for a process that is stopped). So a
-session that has waited for a while looks whether the server still answers a new connection; if not,
-the wait ends, and the connection with it.
+A server that ends an idle connection says so on its socket. A silent server keeps its connections
+open and answers nothing. Its own time limits don't help then (the server does not run), nor do
+TCP's (the kernel acknowledges for a stopped process). So a session that has waited for a while
+checks whether the server still answers a new connection; if not, the wait and the connection end.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ import psycopg
 from psycopg import pq
 
 _MOST: Final = 16
-"""Times something is read that came by itself: a notice, a parameter, a last word."""
+"""Most reads of unsolicited messages: a notice, a parameter, a closing error."""
 
 
 def has_died(connection: psycopg.Connection[Any]) -> bool:
-    """Tell whether the server has ended a connection at rest; asks it nothing, waits for nothing.
+    """Tell whether the server has ended an idle connection; sends nothing, waits for nothing.
 
-    A server that is gone without a word is not noticed.
+    A server that has vanished without closing the connection is not noticed.
     """
     return connection.closed or has_ended(connection.pgconn)
 
 
 def has_ended(pgconn: pq.abc.PGconn) -> bool:
-    """Tell the same of what is below a connection that is open as far as we know."""
+    """Tell the same of a libpq connection that is still open on this side."""
     looking = select.poll()
     looking.register(pgconn.socket, select.POLLIN)
     try:
@@ -45,24 +44,24 @@ def has_ended(pgconn: pq.abc.PGconn) -> bool:
 
 
 PROBE_AFTER: Final = 5.0
-"""Seconds without an answer after which one looks, and looks again."""
+"""Seconds without an answer before the server is probed, and between probes."""
 
 PROBE_TIMEOUT: Final = 5
-"""Seconds a server has to let a new connection in, whole ones as libpq counts them."""
+"""Seconds a server has to accept a new connection; whole seconds, as libpq counts them."""
 
 ANSWER_LASTS: Final = 2.0
-"""Seconds in which one look does for all sessions that wait."""
+"""Seconds for which one probe's result serves all waiting sessions."""
 
 MARGIN: Final = 5.0
-"""Seconds beyond the server's own limit of a statement after which its word is not waited for."""
+"""Seconds beyond the server's own statement timeout after which the wait is given up."""
 
 
 class GivenUpError(psycopg.OperationalError):
-    """The server's word has been waited for, for long; it will not come on another connection."""
+    """The server did not answer in time; another connection would not fare better."""
 
 
 class Silence:
-    """Tells whether a server is silent; one look at a time, shared by all. From any thread."""
+    """Tells whether a server is silent; one probe at a time, shared by all. From any thread."""
 
     def __init__(self, connect: Callable[[], psycopg.Connection[Any]]) -> None:
         """`connect` makes a connection within `PROBE_TIMEOUT` seconds, or raises."""
@@ -72,7 +71,7 @@ class Silence:
         self._silent = False
 
     def found(self) -> bool:
-        """Look, unless another thread just has; tell whether a new connection gets no answer."""
+        """Probe, unless another thread just has; tell whether a new connection gets no answer."""
         with self._lock:
             if time.monotonic() - self._looked_at >= ANSWER_LASTS:
                 self._silent = self._look()
@@ -97,7 +96,7 @@ def bounded(
     longest: float | None,
     give_up: Callable[[], None],
 ) -> Generator[Any, Any, Any]:
-    """Go along with psycopg's waiting, step by step, and end it at a server found `silent`.
+    """Drive psycopg's wait, step by step, and end it once the server is found `silent`.
 
     Raises `GivenUpError` then, after `give_up`, and also where the answer takes
     `longest` seconds, if that is not None. The outcome of the statement is unknown.

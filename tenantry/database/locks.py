@@ -1,4 +1,4 @@
-"""Others' sessions that hold up a change of ours to a role or a table: they are ended."""
+"""Ends other users' sessions that block the daemon's changes to a role or a table."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PATIENCE_MS: Final = 500
 """Milliseconds to wait for a role before its sessions are ended."""
 
 ENDING_MS: Final = 2000
-"""Milliseconds that a session may take to end."""
+"""Milliseconds to wait for a session to end."""
 
 
 def insist(connection: Connection, name: str, step: Callable[[], object]) -> None:
-    """Change a role in an open transaction, over its own sessions where need be.
+    """Change a role in an open transaction; end the role's sessions where they block it.
 
-    A role may change its own password and settings: in a transaction that it leaves open, nobody
-    else changes the role until that ends. Raises what `step` raises at last.
+    A role may change its own password and settings. While its transaction stays open, no other
+    session can change the role. Raises what `step` raises on the last try.
     """
     connection.execute(f"SET LOCAL lock_timeout = {PATIENCE_MS}".encode())
     for left in reversed(range(TRIES)):
@@ -33,7 +33,7 @@ def insist(connection: Connection, name: str, step: Callable[[], object]) -> Non
             with connection.transaction():
                 step()
         except (errors.LockNotAvailable, errors.InternalError) as error:
-            # The second is what is said where the role has been changed meanwhile.
+            # InternalError means that the role has been changed meanwhile.
             if not left:
                 raise
             _end_sessions(connection, name, error)
@@ -66,11 +66,11 @@ ORDER BY a.pid
 
 
 def end_holders(connection: Connection) -> str:
-    """End others' sessions that hold tables of ours; say which there were.
+    """End other users' sessions that lock the daemon's tables; return a text that lists them.
 
-    A role that can name a table can hold it as long as a transaction is open, by preparing a
-    statement that would need it. Sessions of the database's own user and of superusers
-    are let be, and so are those that this user may not end.
+    A role that can name a table can lock it as long as a transaction is open, by preparing a
+    statement that would need it. Sessions of the database's own user and of superusers are left
+    alone, and so are sessions that this user may not end.
     """
     said = []
     for pid, user in connection.execute(_HOLDERS).fetchall():

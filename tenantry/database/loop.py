@@ -22,13 +22,13 @@ PATIENCE: Final = 5.0
 """Seconds a query waits for a connection."""
 
 LONGEST: Final = 35.0
-"""Seconds an answer is waited for: a server that lives gives a statement up before."""
+"""Seconds to wait for an answer: a live server cancels the statement before that."""
 
 IDLE: Final = 60.0
-"""Seconds after which a connection that nobody has used is closed."""
+"""Seconds after which an unused connection is closed."""
 
 ENDED: Final = (errors.AdminShutdown, errors.CrashShutdown)
-"""What a server says to the client of a connection that it ends."""
+"""Errors with which a server ends a connection."""
 
 Row: TypeAlias = list[bytes | None]
 
@@ -40,10 +40,10 @@ class _LostError(Exception):
 class LoopQueries:
     """Runs queries over a few connections of its own, opened when they are needed.
 
-    Whom they are for take turns. Belongs to the event loop that uses it first, and closes its
+    Clients take turns. The object belongs to the event loop that uses it first, and closes its
     connections when that loop cancels its tasks at the end. Queries must only read: a query whose
-    connection is gone is run again on a new one. They end within the database's own limit of time
-    for statements.
+    connection is gone is run again on a new one. They end within the database's own statement
+    timeout.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class LoopQueries:
     async def row(self, query: bytes, parameters: Sequence[bytes | None], client: str = "") -> Row:
         """Give the first row of a query: its parameters as text, its values in binary.
 
-        `client` says whose turn it takes: a tenant, say. Raises `DatabaseUnavailableError`, and
-        what psycopg raises for a query that is refused.
+        `client` names whose turn the query takes, such as a tenant's. Raises
+        `DatabaseUnavailableError`, and psycopg's error for a query that is refused.
         """
         waiting = True
         try:
@@ -88,7 +88,7 @@ class LoopQueries:
         try:
             row = await link.row(query, parameters)
         except errors.OperationalError as error:
-            # Cancelled, out of time, shutting down: whatever it is, the next one begins afresh.
+            # Cancelled, timed out, shutting down: in any case the next query gets a new connection.
             link.close()
             if isinstance(error, ENDED):
                 raise _LostError(str(error)) from error
@@ -108,7 +108,7 @@ class LoopQueries:
         return _Link(await self._database.connect_async())
 
     async def _keep(self) -> None:
-        """Close what has been idle for long, and at the loop's end everything."""
+        """Close connections that have been idle for long, and at the loop's end all."""
         try:
             while True:
                 await asyncio.sleep(IDLE / 2)
@@ -125,7 +125,7 @@ class _Link:
     """A connection and its socket's events; one query at a time."""
 
     def __init__(self, connection: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
-        self._connection = connection  # kept: it closes its socket when nobody holds it
+        self._connection = connection  # kept: its socket is closed once it is garbage-collected
         self._pg = connection.pgconn
         self._loop = asyncio.get_running_loop()
         self._socket = self._pg.socket
@@ -133,7 +133,7 @@ class _Link:
         self._results: list[pq.abc.PGresult] = []
         self._closed = False
         self.used_at = time.monotonic()
-        # For good: to wait for each answer anew would cost two more system calls a query.
+        # Registered once: registering for each answer would cost two more system calls a query.
         self._loop.add_reader(self._socket, self._readable)
 
     async def row(self, query: bytes, parameters: Sequence[bytes | None]) -> Row:
@@ -164,8 +164,8 @@ class _Link:
         if self._closed:
             return
         self._closed = True
-        # Also where libpq has closed the socket by itself, having found the connection broken: the
-        # loop would take the next socket of that number, a client's say, for this one.
+        # Needed even where libpq has closed the socket of a broken connection by itself: the loop
+        # would take the next socket with that number (a client's, say) for this one.
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._pg.finish()

@@ -1,7 +1,8 @@
 """The schema's history: numbered SQL files, each applied once, in order, in a transaction.
 
-A file may have several steps, a transaction each: what reads a large table must not lock it till
-the rest is done. Those before the last may be repeated; the last is committed with the record.
+A file may have several steps, each its own transaction: a step that reads a large table must not
+lock it until the rest is done. Steps before the last may be repeated; the last is committed with
+the record.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from tenantry.database.session import SEARCH_PATH
 from tenantry.database.sessions import LOCK_TIMEOUT
 
 TERMS: Final = 6
-"""The migration since which there are terms."""
+"""The migration that introduced terms."""
 
 NODES: Final = 29
-"""The migration since which there may be several daemons at work."""
+"""The migration since which several daemons may work at once."""
 
 STATEMENT_TIMEOUT: Final = 600.0
 FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 STEP: Final = re.compile(r"^-- step\s*$", re.MULTILINE)
-"""What begins another step of a migration."""
+"""The line that begins another step of a migration."""
 
 log = logging.getLogger(__name__)
 
 TRIES: Final = 5
-"""How often a migration is tried that others hold up, and what all of them wait for is made."""
+"""Attempts at a migration that other sessions block, and at creating the gate."""
 
 LOCK_TIMEOUT_MS: Final = 3000
 """Milliseconds a migration waits for a table before the sessions that hold it are ended."""
@@ -58,8 +59,8 @@ CREATE TABLE IF NOT EXISTS tenantry.schema_migrations (
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )
 """
-"""The table that lets one program at a time migrate is in a schema that no tenant's role can name:
-a role that can name a table can hold it. It is locked, and nothing is ever in it."""
+"""The gate: a table that a program locks to migrate alone. It lies in a schema that no tenant's
+role can name, because a role that can name a table can lock it. The table stays empty."""
 
 _GATE_IS_THERE: Final = """
 SELECT to_regclass('tenantry_fence.migrations') IS NOT NULL
@@ -83,7 +84,7 @@ class Migration:
 
     @property
     def steps(self) -> list[str]:
-        """The transactions it takes."""
+        """The SQL of each transaction of the migration."""
         return STEP.split(self.sql)
 
     def __str__(self) -> str:
@@ -93,7 +94,7 @@ class Migration:
 def migrations() -> list[Migration]:
     """Read the migrations that come with the program, in order.
 
-    Raises `MigrationError` where two have the same number or a file's name is none.
+    Raises `MigrationError` where two have the same number or a file's name is invalid.
     """
     found: dict[int, Migration] = {}
     for file in resources.files("tenantry.sql").joinpath("migrations").iterdir():
@@ -112,19 +113,18 @@ def migrations() -> list[Migration]:
 def migrate(
     database: Database | str, *, known: Sequence[Migration] | None = None
 ) -> list[Migration]:
-    """Apply what is missing, in order, and give what was applied.
+    """Apply the missing migrations, in order, and return them.
 
-    Nothing is made where it is seen beforehand that it would not work: another program has a table
-    public.messages, say (`DatabaseUnfitError`). Each migration is committed together with its
-    record; a migration that fails leaves nothing behind but steps that may be repeated, and those
-    before it in place. Programs
-    that start at once wait for one another. In the end only our own code runs as the database's
-    user, or `OpenSchemaError` says what else would.
+    Nothing is created where the migrations would foreseeably fail (`DatabaseUnfitError`): another
+    program has a table public.messages, say. Each migration is committed together with its record.
+    A failed migration leaves behind only steps that may be repeated; earlier migrations stay in
+    place. Programs that start at the same time wait for one another. In the end only the daemon's
+    own code runs as the database's user, or `OpenSchemaError` says what else would.
     Raises `SchemaTooNewError`, `MigrationError`, `DatabaseUnavailableError`.
     """
     known = migrations() if known is None else known
     with _session(database) as connection:
-        _look(connection, known)  # before anything is made, the gate as well
+        _look(connection, known)  # before anything is created, even the gate
         with _alone(database):
             return _bring_up(connection, known)
 
@@ -155,11 +155,11 @@ def pending(
 
 
 def migrate_unless_led(database: Database) -> bool:
-    """Apply what is missing, unless one daemon that may be at work leads all of them; tell whether.
+    """Apply missing migrations unless one leader may be at work; return whether none is missing.
 
-    That is so with a schema from before there were nodes: only who holds the one term there was may
-    change it. Since then nodes work with the schema of the next version as well. Raises as
-    `migrate` does, for a schema that is too new as well.
+    A schema from before nodes has a single term, and only its holder may change the schema. Since
+    then nodes also work with the schema of the next version. Raises as `migrate` does, for a schema
+    that is too new as well.
     """
     missing = [one.number for one in pending(database)]
     if missing and TERMS < missing[0] <= NODES:
@@ -171,7 +171,7 @@ def migrate_unless_led(database: Database) -> bool:
 
 @contextmanager
 def _session(database: Database | str) -> Iterator[Connection]:
-    # Not a connection of the pool: a session holds the lock, and big tables take their time.
+    # Not a pooled connection: the session holds the lock, and big tables take long.
     if isinstance(database, str):
         database = Database(database)
     try:
@@ -185,7 +185,7 @@ def _session(database: Database | str) -> Iterator[Connection]:
 
 @contextmanager
 def _alone(database: Database | str) -> Iterator[None]:
-    """Hold the gate for the whole run, so that the second of two programs finds all done."""
+    """Lock the gate for the whole run, so that a second program finds all migrations applied."""
     # On a session of its own: each migration is a transaction by itself.
     with _session(database) as connection:
         _make_gate(connection)
@@ -199,7 +199,7 @@ def _alone(database: Database | str) -> Iterator[None]:
 
 
 def _make_gate(connection: Connection) -> None:
-    """Make what programs wait for to migrate; of several that try at once one does."""
+    """Create the gate; of several programs that try at once, one does."""
     for left in reversed(range(TRIES)):
         row = connection.execute(_GATE_IS_THERE).fetchone()
         if row is not None and row[0]:
@@ -208,13 +208,13 @@ def _make_gate(connection: Connection) -> None:
             with connection.transaction():
                 connection.execute(_GATE)
         except (errors.UniqueViolation, errors.DuplicateObject, errors.InternalError):
-            # Another has just made it: IF NOT EXISTS looks before it makes, and not at once.
+            # Another program has just created it: IF NOT EXISTS is not atomic.
             if not left:
                 raise
 
 
 def _patiently(connection: Connection, step: Callable[[], None]) -> None:
-    """Do something to tables, and end the sessions of strangers that hold them."""
+    """Run a step that changes tables, and end other users' sessions that lock those tables."""
     connection.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}".encode())
     for left in reversed(range(TRIES)):
         try:
@@ -230,16 +230,16 @@ def _patiently(connection: Connection, step: Callable[[], None]) -> None:
 
 
 def _fence(connection: Connection) -> None:
-    """See that only the holder of the term writes what daemons write, in new tables too."""
+    """Fence the daemons' tables, new ones too: only the term's holder may write to them."""
     row = connection.execute("SELECT to_regprocedure('tenantry.fence_tables()')").fetchone()
     if row is not None and row[0] is not None:
         connection.execute("SELECT tenantry.fence_tables()")
 
 
 def _look(connection: Connection, known: Sequence[Migration]) -> list[Migration]:
-    """Tell which migrations are missing, and raise where they could not be applied."""
+    """Return the missing migrations; raise where they could not be applied."""
     with connection.transaction():
-        # All of it at one moment: another program may be migrating, which is no stranger's work.
+        # One snapshot: another program may be migrating; its half-made schema would look foreign.
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         found = preflight.look(connection)
         done = _applied(connection) if found["history"] else {}
@@ -297,6 +297,6 @@ def _apply(connection: Connection, migration: Migration) -> None:
 
 
 def _run(connection: Connection, step: str) -> None:
-    # Names in a migration are written out in full; nobody's search_path has a say.
+    # Names in a migration are schema-qualified; no user's search_path applies.
     connection.execute(f"SET LOCAL search_path = {SEARCH_PATH}".encode())
     connection.execute(step.encode())

@@ -35,35 +35,35 @@ ACQUIRE_TIMEOUT: Final = 5.0
 """Seconds a caller waits for a free connection."""
 
 ACQUIRE_TIMEOUT_DOWN: Final = 1.0
-"""Seconds a caller waits while the last attempt to connect has failed: long enough for another."""
+"""Seconds a caller waits while the last attempt to connect has failed: long enough to retry."""
 
 RECONNECT_FOR: Final = 3.0
 """Seconds the pool tries to replace a lost connection by itself.
 
-Short on purpose: psycopg_pool doubles its delays, so that after a long outage its next attempt
-could be minutes away; once it has given up, the next caller makes it try at once.
+Short on purpose: psycopg_pool doubles its delays, so after a long outage its next attempt could be
+minutes away. Once the pool has given up, the next caller makes it try at once.
 """
 
 REPLACED: Final = 3
-"""Connections that have died at rest and are replaced before one is lent as it is."""
+"""Dead idle connections that are replaced before a connection is lent unchecked."""
 
 STATEMENT_TIMEOUT: Final = 30.0
 IDLE_IN_TRANSACTION_TIMEOUT: Final = 60.0
 
 log = logging.getLogger(__name__)
-# It warns of every attempt, on several lines; what changes is logged here.
+# psycopg.pool warns of every attempt, on several lines; this module logs only changes.
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-# Of a rollback on a lost connection; the error that led to it is raised, and tells more.
+# It warns of a rollback on a lost connection; the original error is raised, and tells more.
 logging.getLogger("psycopg.transaction").setLevel(logging.ERROR)
 
 
 class Database:
     """Connections to one PostgreSQL database, autocommitting, bounded in number and in time.
 
-    Every statement ends within `statement_timeout` seconds and waits for a lock for 10 at most; at
-    a server that has fallen silent, as a stopped one does, it is given up within some 10 seconds.
-    Safe to use from any thread. After an outage it recovers by itself: connections that were open
-    then are thrown away together when the first of them fails.
+    Every statement ends within `statement_timeout` seconds and waits for a lock for 10 at most. If
+    the server falls silent (it is stopped, say), the statement is given up within some 10 seconds.
+    Safe to use from any thread. The pool recovers from an outage by itself: when the first
+    connection fails, all connections that were open then are discarded.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Database:
     ) -> None:
         """Raises `DatabaseUrlError`; connects to nothing yet.
 
-        A transaction in which nothing happens for `idle_timeout` seconds is ended by the server.
-        With a `term`, the sessions write only as long as it lasts; `read_only`, not at all.
-        `lends_path` is for sessions of the pool in which users' code runs as well: the search path
-        that the database's user has stays their default (`SET search_path TO DEFAULT`).
+        The server ends a transaction that is idle for `idle_timeout` seconds. With a `term`, the
+        sessions write only as long as the term lasts; with `read_only`, not at all. `lends_path`
+        is for a pool whose sessions also run users' code: the search path of the database's user
+        stays their default (`SET search_path TO DEFAULT`).
         """
         self._parameters = _parse(url)
         self._url = url
@@ -114,7 +114,7 @@ class Database:
         return f"<Database {self._where}>"
 
     def beside(self, *, pool_size: int, statement_timeout: float, idle_timeout: float) -> Database:
-        """Make another pool to the same database, for users' code; it is opened by itself."""
+        """Make another pool to the same database, for users' code; it is opened separately."""
         return Database(
             self._url,
             pool_size=pool_size,
@@ -135,14 +135,14 @@ class Database:
 
     @property
     def url(self) -> str:
-        """What it was made with, the password included."""
+        """The URL it was created with, including the password."""
         return self._url
 
     def open(self, timeout: float = 10.0) -> None:
-        """Connect; a server that can't be reached is tried again for `timeout` seconds.
+        """Connect; retry an unreachable server for `timeout` seconds.
 
         Raises `DatabaseUnavailableError` with one line that names the database, the reason and
-        the remedy, at once where waiting can't help. Of an open database it does nothing.
+        the remedy, at once where waiting can't help. Does nothing if the database is open.
         """
         if self._pool is not None:
             return
@@ -205,10 +205,10 @@ class Database:
 
     @contextmanager
     def transaction(self, timeout: float | None = None) -> Iterator[Connection]:
-        """Lend a connection in a transaction; as `connection`, but for one thing.
+        """Lend a connection in a transaction, otherwise as `connection` does.
 
-        Where the server ends the connection as it is lent, before the transaction has begun, the
-        caller gets another, once.
+        If the server ends the connection before the transaction has begun, the caller gets another,
+        once.
         """
         lent: Connection | None = None
         begun = False
@@ -225,7 +225,7 @@ class Database:
             yield lent
 
     def read(self, work: Callable[[Connection], T]) -> T:
-        """Do work that may be done twice, as reading is: where its connection dies, on another."""
+        """Do repeatable work, such as reading; repeat it once if the server ends its connection."""
         lent: Connection | None = None
         try:
             with self.connection() as lent:
@@ -240,7 +240,7 @@ class Database:
     def _lent(
         self, pool: ConnectionPool[Connection], timeout: float | None
     ) -> Iterator[Connection]:
-        """Lend a connection that has not died at rest: nothing has been done on it yet."""
+        """Lend a connection that has not died while idle; a dead one is safely replaced."""
         connection = pool.getconn(timeout)
         for _ in range(REPLACED):
             if not has_died(connection):
@@ -308,9 +308,9 @@ class Database:
     def _forget_idle_connections(
         self, pool: ConnectionPool[Connection], borrowed_at: float
     ) -> None:
-        """Where one connection has died the others most likely have: replace those at rest.
+        """Replace the idle connections: where one has died, the others most likely have too.
 
-        Only the first of several losers does so, lest they throw away each other's fresh ones.
+        Only the first caller to notice does so, lest callers discard each other's new connections.
         """
         with self._guard:
             if borrowed_at < self._drained_at:
@@ -328,17 +328,17 @@ class Database:
 
 
 def _has_ended(lent: Connection | None, error: DatabaseUnavailableError) -> bool:
-    """Tell whether the server has ended a connection that was lent; it need not be away."""
+    """Tell whether the server ended a lent connection; the server itself may be up."""
     return lent is not None and lent.closed and not isinstance(error.__cause__, GivenUpError)
 
 
 def _again(failure: DatabaseUnavailableError) -> DatabaseUnavailableError:
-    """Make the same failure anew, for another thread that meets it."""
+    """Copy a failure, to be raised in another thread."""
     return DatabaseUnavailableError(str(failure), permanent=failure.permanent)
 
 
 def _parse(url: str) -> dict[str, Any]:
-    # libpq's own complaint may quote the part that holds the password: it is not passed on.
+    # libpq's own message may quote the password: it is not passed on.
     try:
         parameters = conninfo_to_dict(url)
     except psycopg.Error:
@@ -348,8 +348,8 @@ def _parse(url: str) -> dict[str, Any]:
             "database.url (DATABASE_URL) is no PostgreSQL URL; "
             "it looks like postgresql://user:password@host:5432/database"
         ) from None
-    # A bare @ or / in the password moves a piece of it into the host, the port or the database,
-    # which messages name.
+    # A bare @ or / in the password moves a piece of the password into the host, the port or the
+    # database's name, which error messages show.
     place_part = url.partition("://")[2].partition("?")[0]
     port = str(parameters.get("port") or "0").replace(",", "")
     if place_part.count("@") > 1 or "@" in place_part.partition("/")[2] or not port.isdecimal():

@@ -1,4 +1,4 @@
-"""Looks whether a schema can be made in a database, before anything is made there."""
+"""Checks whether the schema can be created in a database, before anything is created there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tenantry.database.errors import DatabaseUnfitError
 from tenantry.database.pool import Connection
 
 Found: TypeAlias = Mapping[str, Any]
-"""What a look has found, by the names that the query gives."""
+"""The result row of `look`, by column name."""
 
 MESSAGES: Final = 2
 """The migration that makes `public.messages`."""
@@ -61,12 +61,12 @@ JOIN pg_roles AS r ON r.oid = n.nspowner
 JOIN pg_database AS d ON d.datname = current_database()
 WHERE n.nspname IN ('tenantry', 'tenantry_fence') ORDER BY 1
 """
-"""Whose our schemas are. The owner of a schema can put functions into it, and name and so hold what
-lies in it."""
+"""The owners of the daemon's schemas. A schema's owner can create functions in it, and can name,
+and so lock, the tables in it."""
 
 
 def look(connection: Connection) -> Found:
-    """See what there is; raise `DatabaseUnfitError` where the table of migrations is another's."""
+    """Look at the database; raise `DatabaseUnfitError` if the migrations' table is foreign."""
     with connection.cursor(row_factory=dict_row) as cursor:
         found = cursor.execute(_LOOK).fetchone()
     assert found is not None  # noqa: S101 - a query without a condition
@@ -78,7 +78,7 @@ def look(connection: Connection) -> Found:
 def refuse_unfit(connection: Connection, found: Found, *, applied: frozenset[int]) -> None:
     """Raise `DatabaseUnfitError` where the migrations beyond `applied` would fail half-way.
 
-    An object of another owner has our names, or the user may not create what is missing.
+    Another owner's object has one of the daemon's names, or the user lacks the right to create.
     """
     unfit = (
         _taken(found, applied)

@@ -1,6 +1,6 @@
-"""Who may do what in the database: only our own code has the schema owner's rights, and PUBLIC few.
+"""Rights in the database: only the daemon's code has the schema owner's, and PUBLIC has few.
 
-What is open is closed where that is ours to do, or else named.
+The daemon closes what it may close, and reports what else is open.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _CLOSER: Final = "tenantry.close_search_paths()"
 
 
 def are_kept(connection: Connection) -> bool:
-    """Tell whether the schema is new enough for the rest of this."""
+    """Tell whether the schema is new enough for the other functions of this module."""
     row = connection.execute("SELECT to_regprocedure(%s)", [_CLOSER]).fetchone()
     return row is not None and row[0] is not None
 
 
 def close_paths(connection: Connection) -> None:
-    """Close the search path of every function of the schema that is ours and was left open."""
+    """Close the search path of every function of the daemon's own in the schema."""
     connection.execute(f"SELECT {_CLOSER}".encode())
 
 
@@ -34,13 +34,13 @@ def open_paths(connection: Connection) -> list[str]:
 
 
 def strangers(connection: Connection) -> list[str]:
-    """Name what of others the schema holds or calls, each with its owner, a hundred at most."""
+    """Name other owners' objects that the schema holds or calls, a hundred at most."""
     rows = connection.execute(queries("catalogue")["strangers"])
     return [f"{thing}, which is {owner}'s" for thing, owner in rows]
 
 
 def refuse_strangers(connection: Connection) -> None:
-    """Raise `OpenSchemaError` where code of another owner would run with our rights."""
+    """Raise `OpenSchemaError` where another owner's code would run with the daemon's rights."""
     if found := strangers(connection):
         raise OpenSchemaError(
             f"the schema tenantry holds or calls {found[0]}"
@@ -60,9 +60,9 @@ _TRIES: Final = 3
 
 
 def take_from_public(connection: Connection) -> None:
-    """Take from PUBLIC what no tenant needs, as far as the database's user may.
+    """Revoke from PUBLIC what no tenant needs, as far as the database's user may.
 
-    In the catalogue itself only on the embedded server: on another, others may use what it gives.
+    In the catalogue only on the embedded server: on another, other applications may need it.
     """
     row = connection.execute(queries("rights")["of_our_own"]).fetchone()
     files = ["rights_of_public"]
@@ -82,6 +82,6 @@ def take_from_public(connection: Connection) -> None:
 
 
 def open_to_tenants(connection: Connection) -> list[str]:
-    """Say what else is open to every role, each with the statement that closes it."""
+    """List what else is open to every role, each with the statement that closes it."""
     rows = connection.execute(queries("rights")["open"])
     return [f"{what} ({remedy})" for what, remedy in rows]

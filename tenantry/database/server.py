@@ -1,4 +1,4 @@
-"""What the server has to give: its connections, a share of which is taken, and what is amiss."""
+"""Shares out the server's free connections, and warns of unsafe settings of the server."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tenantry.database.pool import Database
 log: Final = structlog.get_logger("database")
 
 ALONE: Final = 6
-"""Connections that are there once: for the term, the journal's notices, the embedded broker's
-reader or Iggy's two, and two for what is done now and then (audits, browsing dead letters)."""
+"""Connections outside the pools: for the term, the journal's notices, the embedded broker's
+reader or Iggy's two, and two for occasional work (audits, browsing dead letters)."""
 
 LEFT: Final = 8
-"""One in so many of the connections that are free is left to others, two at least."""
+"""One in this many of the free connections is left to other programs, two at least."""
 
 WARNED: Final = {
     "fsync": "after a power cut the database may be beyond repair, and what was confirmed with it",
@@ -28,7 +28,7 @@ WARNED: Final = {
     "track_counts": "autovacuum sees nothing to do: tables grow, and slow down, without bound",
     "track_activities": "transactions of tenants that last too long can't be seen",
 }
-"""Settings of the whole server that should be on, and what comes of it where they are not."""
+"""Server-wide settings that should be on, and the consequence where they are off."""
 
 _LOOK: Final = """
 SELECT current_setting('max_connections')::integer AS most,
@@ -45,9 +45,9 @@ WHERE r.rolname = session_user AND d.datname = current_database()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """How many connections a server has for this user in this database: in all, and free now.
+    """How many connections are free on a server for this user in this database.
 
-    `narrowest` names what limits them.
+    `narrowest` names the limit that applies.
     """
 
     free: int
@@ -56,7 +56,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """How many connections each part may have at most; the front's are of another process."""
+    """How many connections each part may have at most; the front is another process."""
 
     pool: int
     pages: int
@@ -66,16 +66,16 @@ class Shares:
 
     @property
     def total(self) -> int:
-        """All together, with those that are there once."""
+        """All connections, including those outside the pools."""
         return int(sum(astuple(self))) + ALONE
 
 
 LEAST: Final = Shares(pool=2, pages=1, front_pool=2, front_pages=1)
-"""With fewer nothing works."""
+"""The least that the daemon can work with."""
 
 
 def look(database: Database) -> Room:
-    """Ask how much room there is. Raises `DatabaseUnavailableError`."""
+    """Return how many connections are free. Raises `DatabaseUnavailableError`."""
     with database.connection() as connection:
         row = connection.execute(_LOOK).fetchone()
     if row is None:  # the role was dropped under us
@@ -107,14 +107,14 @@ def divide(room: Room, wanted: Shares) -> Shares:
     ours = max(least.total, room.free - max(2, room.free // LEFT))
     if wanted.total <= ours:
         return wanted
-    # What is beyond the least is shared as it was wanted.
+    # Connections beyond the least are shared in proportion to what is wanted.
     part = (ours - least.total) / (wanted.total - least.total)
     lows, highs = asdict(least), asdict(wanted)
     return Shares(**{name: low + int((highs[name] - low) * part) for name, low in lows.items()})
 
 
 def take_share(database: Database, wanted: Shares) -> Shares:
-    """Look what the server has, say so, and give what is to be had of it.
+    """Look at the server's free connections, log them, and return each part's share.
 
     Raises `DatabaseUnavailableError`, `DatabaseUnfitError`.
     """
@@ -136,7 +136,7 @@ def take_share(database: Database, wanted: Shares) -> Shares:
 
 
 def warn(database: Database) -> None:
-    """Tell of what the operator has chosen for the whole server, and may not have meant."""
+    """Log server-wide settings that are unsafe and that the operator may not have meant."""
     try:
         with database.connection() as connection:
             rows = connection.execute(

@@ -1,13 +1,13 @@
-"""What every session of ours sets for itself, whatever database, role, server and URL say.
+"""The settings that every session of the daemon pins, whatever database, role, server or URL say.
 
 PostgreSQL gives a session the defaults that were set for the database, for the role or in
-postgresql.conf; libpq adds the environment's. Of all that a session can inherit, each setting is
-pinned here, required here, or harmless: docs/postgresql.md has the reasons, and a test compares it
-with the settings that the running server has.
+postgresql.conf; libpq adds the environment's. Each setting that a session can inherit is pinned
+here, required here, or harmless: docs/postgresql.md has the reasons, and a test compares it with
+the settings that the running server has.
 
-A pooler that gives a server's connection to another client after each transaction keeps nothing of
-a session: no setting, no LISTEN, no lock, no prepared statement. It shows by a mark that a session
-puts on itself, and does not find again once another has been served in between.
+A pooler in transaction mode keeps nothing of a session: no setting, no LISTEN, no lock, no prepared
+statement. Such a pooler is detected by a mark that a session sets, and does not find again once the
+pooler has served another session in between.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from psycopg import sql
 from tenantry.database.errors import DatabaseUnfitError
 
 SEARCH_PATH: Final = "pg_catalog, pg_temp"
-"""Where sessions of ours look for a name that is not written out in full: in no schema that
-somebody else may create in. Left out, pg_temp would come first."""
+"""The search path of the daemon's sessions: no schema that another role may create in. If pg_temp
+were left out, PostgreSQL would search it first."""
 
 PINNED: Final[Mapping[str, str]] = {
-    # What is confirmed is on the disk, and on that of the standbys that have to confirm.
+    # Confirmed data is on disk, here and on the standbys that have to confirm.
     "synchronous_commit": "on",
-    # Locks are taken first, and what was committed before they were granted must be seen.
+    # Locks are taken first, and later statements must see all commits from before the grant.
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
@@ -36,7 +36,7 @@ PINNED: Final[Mapping[str, str]] = {
     "row_security": "on",
     "default_table_access_method": "heap",
     "check_function_bodies": "on",
-    # What texts mean, both ways.
+    # How texts are read and written.
     "client_encoding": "UTF8",
     "standard_conforming_strings": "on",
     "array_nulls": "on",
@@ -56,22 +56,22 @@ PINNED: Final[Mapping[str, str]] = {
     "plpgsql.extra_errors": "none",
     "plpgsql.extra_warnings": "none",
 }
-"""By name; in force in every session, and not to be had otherwise."""
+"""Values by setting, in force in every session; database.url may not choose others."""
 
 NEWER: Final[Mapping[str, tuple[int, str]]] = {
     "createrole_self_grant": (160000, ""),
     "transaction_timeout": (170000, "0"),
 }
-"""The same for settings that servers have since a version, as libpq numbers them."""
+"""The same for settings that exist since a server version, as libpq numbers it."""
 
 REQUIRED: Final[Mapping[str, str]] = {
     # Without triggers neither the journal nor the term is guarded.
     "session_replication_role": "origin",
-    # Rows that can't be read would be passed over, as if they had never been.
+    # Unreadable rows would be skipped, as if they had never existed.
     "zero_damaged_pages": "off",
     "ignore_checksum_failure": "off",
 }
-"""What only a superuser may set; a session that finds it otherwise is not used."""
+"""Settings that only a superuser may change; a session with another value is not used."""
 
 LIMITS: Final = (
     "statement_timeout",
@@ -79,15 +79,15 @@ LIMITS: Final = (
     "idle_in_transaction_session_timeout",
     "transaction_timeout",
 )
-"""What the `options` of database.url may set otherwise than we do."""
+"""Limits that the `options` of database.url may override."""
 
 ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     "synchronous_commit": frozenset({"on", "remote_apply"}),
 }
-"""Values of pinned settings that database.url may choose, as they keep what ours promises."""
+"""Values of pinned settings that database.url may choose, as they are no weaker."""
 
 MARK: Final = "tenantry.session"
-"""The setting by which a session knows itself again."""
+"""The setting that holds a session's mark."""
 
 _OPTION: Final = re.compile(r"(?:-c\s*|--)((?:[^\s=\\]|\\.)+)=((?:[^\s\\]|\\.)*)")
 
@@ -101,13 +101,13 @@ LOOK: Final = (
     mark=MARK,
     required=", ".join(f"pg_catalog.current_setting('{name}', true)" for name in REQUIRED),
 )
-"""What `judge` judges by: one row."""
+"""The query whose one row `judge` takes."""
 
 READ_MARK: Final = f"SELECT pg_catalog.current_setting('{MARK}', true)"
 
 
 def asked_for(options: str) -> dict[str, str]:
-    """Read which settings a URL's `options` ask for, by lower-case name."""
+    """Return the settings that a URL's `options` ask for, by lower-case name."""
     found = {}
     for name, value in _OPTION.findall(options):
         plain = re.sub(r"\\(.)", r"\1", value)
@@ -116,11 +116,11 @@ def asked_for(options: str) -> dict[str, str]:
 
 
 def contradiction(options: str) -> str | None:
-    """Name the setting that `options` ask for and that is ours to set; None where there is none."""
+    """Name a pinned setting that `options` contradict; None where there is none."""
     ours = {name.lower(): value for name, value in PINNED.items()}
     ours |= {name: value for name, (_, value) in NEWER.items()}
     for name, value in asked_for(options).items():
-        # Handlers may have a search_path of their own; ours is for our own statements.
+        # Handlers may have their own search_path; the pinned one is for the daemon's statements.
         if name not in ours or name in LIMITS or name == "search_path":
             continue
         allowed = ALLOWED.get(name, frozenset({ours[name]}))
@@ -130,7 +130,7 @@ def contradiction(options: str) -> str | None:
 
 
 def pins(limits: Mapping[str, str], options: str, *, read_only: bool = False) -> dict[str, str]:
-    """Give what a session sets, by name: pins and `limits`, where `options` ask for no other."""
+    """Return a session's settings: pins and `limits`, except where `options` may override."""
     chosen = asked_for(options)
     ours = {**PINNED, **limits}
     if read_only:
@@ -140,15 +140,15 @@ def pins(limits: Mapping[str, str], options: str, *, read_only: bool = False) ->
 
 
 def as_options(settings: Mapping[str, str]) -> str:
-    """Write settings as a session's start takes them: RESET then comes back to them, too."""
+    """Format settings as startup `options`, so that RESET returns to them as well."""
     escaped = {name: re.sub(r"([\\\s])", r"\\\1", value) for name, value in settings.items()}
     return " ".join(f"-c {name}={value}" for name, value in escaped.items())
 
 
 def as_statements(settings: Mapping[str, str], options: str, *, server_version: int) -> bytes:
-    """Write settings as statements, which pass every pooler; with those of a newer server.
+    """Format settings as statements, which pass every pooler; add those of a newer server.
 
-    They name nothing that has to be looked up, so that nobody's search_path has a say.
+    The statements contain no name to be looked up, so that no search_path applies to them.
     """
     chosen = asked_for(options)
     newer = {
@@ -170,7 +170,7 @@ def _set(name: str, value: str) -> str:
 
 
 def too_old(server_version: int) -> DatabaseUnfitError | None:
-    """Say that a server is too old, by libpq's number of its version, or None."""
+    """Return an error if the server's version (libpq's number) is too old, else None."""
     if server_version >= OLDEST_SERVER:
         return None
     return DatabaseUnfitError(
@@ -180,7 +180,7 @@ def too_old(server_version: int) -> DatabaseUnfitError | None:
 
 
 def judge(row: Sequence[Any], *, mark: str, read_only: bool) -> DatabaseUnfitError | None:
-    """Say what is wrong with a session, by the row of `LOOK`; None if nothing is."""
+    """Return what is wrong with a session, by the row of `LOOK`; None if nothing is."""
     _, found, standby, encoding, *required = row
     if found != mark:
         return pooled_by_transaction()
@@ -197,7 +197,7 @@ def judge(row: Sequence[Any], *, mark: str, read_only: bool) -> DatabaseUnfitErr
                 f"be {wanted}",
             )
     if standby and not read_only:
-        # A failover that is under way ends: then there is a primary.
+        # Not permanent: a failover may be under way, and ends with a primary.
         return DatabaseUnfitError(
             "the server is a standby, in which nothing can be written",
             "let database.url name the primary, or all hosts and target_session_attrs=read-write",
@@ -207,7 +207,7 @@ def judge(row: Sequence[Any], *, mark: str, read_only: bool) -> DatabaseUnfitErr
 
 
 def pooled_by_transaction() -> DatabaseUnfitError:
-    """Say that a session loses its state between transactions."""
+    """Return the error for a pooler that drops session state between transactions."""
     return DatabaseUnfitError(
         "a pooler stands before it that gives the connection to others after each transaction",
         "set pool_mode = session for this database there, or let database.url lead to PostgreSQL "

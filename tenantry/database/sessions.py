@@ -1,4 +1,4 @@
-"""Begins sessions that are ours by every setting, on a server that is fit to be worked on."""
+"""Opens sessions with all settings pinned, on a server that is fit for the daemon."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ Connection: TypeAlias = psycopg.Connection[TupleRow]
 LOCK_TIMEOUT: Final = 10.0
 
 SETTLE_TIMEOUT: Final = 10.0
-"""Seconds until a new connection must have answered: a pooler lets in whom it can't serve yet."""
+"""Seconds for a new connection's first answer: a pooler accepts clients it can't serve yet."""
 
 CROWDED_FOR: Final = 30.0
-"""Seconds in which no second session is begun to look whether a pooler keeps sessions apart, after
-one that it had no connection for."""
+"""Seconds without another check whether a pooler keeps sessions apart, after it had no connection
+for the second session that the check needs."""
 
 EACH: Final = 3.0
-"""Seconds each of several hosts has to let us in: the others wait for it."""
+"""Seconds each of several hosts has to accept a connection: the later hosts wait for it."""
 
 MOST_PLACES: Final = 64
-"""Addresses that are remembered: behind a name there may be another one every day."""
+"""Most addresses remembered: a host name's address may change every day."""
 
 
 class Sessions:
-    """Begins sessions by the parameters of database.url. Safe to use from any thread.
+    """Opens sessions by the parameters of database.url. Safe to use from any thread.
 
     All settings that matter are set twice: as the session's `options`, so that RESET comes back to
     them, and by statements, as poolers drop or refuse `options`.
@@ -73,7 +73,7 @@ class Sessions:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """How a connection is made, by libpq's parameters, but for its `options`."""
+        """The libpq parameters of a connection, except its `options`."""
         return {
             "application_name": "tenantry",
             "connect_timeout": max(2, round(self._connect_timeout)),
@@ -91,10 +91,10 @@ class Sessions:
     def kind(
         self, statement_timeout: float, note: Callable[[DatabaseUnavailableError | None], None]
     ) -> type[Connection]:
-        """Make connections that are ours by every setting, and give a silent server up.
+        """Make a connection class that pins all settings and gives up a silent server.
 
-        Their `connect` raises `psycopg.Error`, and `DatabaseUnfitError` of a server that lets us in
-        and is no good. It leaves word in `note` of why there are none, and None where there are.
+        Its `connect` raises `psycopg.Error`, and `DatabaseUnfitError` for a server that accepts the
+        connection but is unfit. It passes the failure, or None on success, to `note`.
         """
         sessions = self
         usual = self._longest(statement_timeout)
@@ -102,7 +102,7 @@ class Sessions:
         class Attentive(psycopg.Connection[TupleRow]):
             longest: float | None = SETTLE_TIMEOUT
             pins: bytes = b""
-            """What makes a session ours again, after RESET ALL say."""
+            """The statements that pin the settings again, after RESET ALL say."""
 
             @classmethod
             def connect(cls, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +128,7 @@ class Sessions:
                     row = connection.execute(session.LOOK.encode()).fetchone()
                     sessions._judge(version, row, mark)
                     if row[0] != connection.info.backend_pid:
-                        # The number is a pooler's: there is one in between.
+                        # The pid is not the server's: there is a pooler in between.
                         sessions._confirm(connection, mark, lambda: cls.enter(*args, **kwargs))
                     sessions._hosts.prefer(place_of(connection.pgconn))
                     connection.longest = usual
@@ -140,7 +140,7 @@ class Sessions:
             @classmethod
             def enter(cls, *args: Any, **kwargs: Any) -> Any:
                 while True:
-                    # A pool keeps what it was given at first.
+                    # The pool keeps its first parameters; these may have changed since.
                     now = {
                         **sessions._hosts.parameters(),
                         "options": sessions._options(statement_timeout),
@@ -163,7 +163,7 @@ class Sessions:
         return Attentive
 
     async def begin_async(self, statement_timeout: float) -> psycopg.AsyncConnection[TupleRow]:
-        """Begin a session for an event loop. Raises `DatabaseUnavailableError`."""
+        """Open a session for an event loop. Raises `DatabaseUnavailableError`."""
         mark = secrets.token_hex(8)
         try:
             connection = await self._enter_async(statement_timeout)
@@ -197,26 +197,26 @@ class Sessions:
                     raise
 
     def _give_options_up(self, error: Exception) -> bool:
-        """Tell whether it is worth another attempt, without `options` of ours."""
+        """Tell whether to try again without the daemon's `options`."""
         if self._options_refused or not options_refused(error):
             return False
         self._options_refused = True
         return True
 
     def _settings(self, statement_timeout: float) -> dict[str, str]:
-        """Give what our sessions set, by name."""
+        """Return the settings of the daemon's sessions, by name."""
         limits = {**self._limits, "statement_timeout": str(int(statement_timeout * 1000))}
         ours = session.pins(limits, self._asked_options, read_only=self._read_only)
         return ours | ({"tenantry.term": self._term} if self._term else {})
 
     def _options(self, statement_timeout: float) -> str:
-        """Give what a session starts with: what database.url asks for, and then ours.
+        """Return a session's startup `options`: those of database.url, then the daemon's.
 
-        The environment's are not for us.
+        The environment's `options` do not apply.
         """
         ours = {} if self._options_refused else self._settings(statement_timeout)
         if self._lends_path:
-            ours.pop("search_path", None)  # users' code finds the database's own as its default
+            ours.pop("search_path", None)  # users' code gets the database's own as its default
         return f"{self._asked_options} {session.as_options(ours)}".strip()
 
     def _pins(self, statement_timeout: float, server_version: int, mark: str) -> bytes:
@@ -224,7 +224,7 @@ class Sessions:
         return session.as_statements(settings, self._asked_options, server_version=server_version)
 
     def _longest(self, statement_timeout: float) -> float | None:
-        """Give the seconds after which no answer is to be expected, None where that is unknown."""
+        """Return the seconds after which no answer will come; None where that is unknown."""
         asked = session.asked_for(self._asked_options)
         if not statement_timeout or "statement_timeout" in asked:
             return None
@@ -238,10 +238,10 @@ class Sessions:
             raise unfit.of(self._where)
 
     def _confirm(self, connection: Connection, mark: str, enter: Callable[[], Connection]) -> None:
-        """See whether the pooler before the server keeps sessions apart.
+        """Check whether the pooler before the server keeps sessions apart.
 
-        Another session is begun and served in between. Where that one gets no connection of the
-        server's it stays open, until the next is begun.
+        Another session is opened and served in between. Where the pooler has no server connection
+        for it, the question stays open until the next session begins.
         """
         if time.monotonic() > self._crowded_until:
             try:
@@ -255,7 +255,7 @@ class Sessions:
                 raise session.pooled_by_transaction().of(self._where)
 
     def _silence_of(self, place: Place) -> Silence:
-        """Give what looks whether the server at a place is silent: another's answer is not its."""
+        """Return the silence probe of the server at a place: each server has its own."""
         with self._guard:
             if place not in self._silences and len(self._silences) >= MOST_PLACES:
                 self._silences.clear()

@@ -1,7 +1,7 @@
-"""Archives of the journal: a part in a file, each event a line of JSON; one beside it sums it up.
+"""Archives of the journal: a file with a part's events, a line of JSON each, and its summary file.
 
-`journal-00001.jsonl.gz` has the events of part 1, `journal-00001.json` tells what has to be in it.
-The second is written last: without it there is no archive.
+`journal-00001.jsonl.gz` has the events of part 1, `journal-00001.json` is the summary of them.
+The summary is written last: without it there is no archive.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _BLOCK: Final = 1024 * 1024
 
 
 class ArchiveError(Exception):
-    """An archive can't be written or read, or is not what it was: one line that says what to do."""
+    """An archive can't be written or read, or has been changed; one line with the remedy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What an archive has to have in it.
+    """What an archive must contain.
 
-    Times are as the API gives them. `digest` is of its lines (`tenantry.journal.parts.Digest`),
-    `sha256` of its file: both hexadecimal.
+    Times are as the API gives them. `digest` is that of the archive's lines
+    (`tenantry.journal.parts.Digest`), `sha256` that of its file: both hexadecimal.
     """
 
     format: str
@@ -60,13 +60,13 @@ class Archive:
     summary: Summary
 
     def lines(self) -> Iterator[str]:
-        """Read the events, oldest first, as they are; `check` tells whether they are right."""
+        """Read the events, oldest first, unverified; `check` verifies them."""
         with _failures(self.file), gzip.open(self.file, "rb") as lines:
             for line in lines:
                 yield line.removesuffix(b"\n").decode()
 
     def check(self) -> None:
-        """Read all of it; raise `ArchiveError` unless it is what the summary says."""
+        """Read the whole file; raise `ArchiveError` unless it matches the summary."""
         with _failures(self.file):
             found = _read(self.file)
         wanted = self.summary
@@ -84,7 +84,7 @@ def file_name(part: int) -> str:
 
 
 def find(place: Path) -> list[Archive]:
-    """Find the archives in a directory, or the one that is this file; by their parts.
+    """Find the archives in a directory, or the one in this file; sorted by part.
 
     Raises `ArchiveError` where there is none.
     """
@@ -104,10 +104,10 @@ def find(place: Path) -> list[Archive]:
 
 
 def write(directory: Path, part: dict[str, Any], lines: Iterable[str]) -> Archive:
-    """Write a part down, as the API describes it, and give it once it is on the disk and read back.
+    """Write an archive of a part (as the API describes it); return it once synced and read back.
 
-    An archive of it that is there already is checked, and left as it is; `lines` are not asked for
-    then. Raises `ArchiveError`; nothing is left behind but what the next call takes away.
+    An existing archive of the part is checked and kept; `lines` are not read then. Raises
+    `ArchiveError`; the next call removes any leftovers.
     """
     file = directory / file_name(part["part"])
     summary = _summary_of(file)
@@ -118,7 +118,7 @@ def write(directory: Path, part: dict[str, Any], lines: Iterable[str]) -> Archiv
         _sweep(directory, file.name)
         with _partial(directory, file.name) as (partial, written):
             digest = Digest()
-            # No name and no time in it: the same part is the same file.
+            # Without name and time, so that the same part gives the same file.
             with gzip.GzipFile(filename="", mode="wb", fileobj=written, mtime=0) as packed:
                 for line in lines:
                     one = line.encode()
@@ -180,10 +180,10 @@ def _known(summary: Path) -> Archive:
 
 
 def _read(file: Path) -> tuple[int, str, str]:
-    """Give a file's number of lines, their digest, and the SHA-256 of the file."""
+    """Return a file's number of lines, their digest, and the SHA-256 of the file."""
     digest = Digest()
     with file.open("rb") as packed:
-        # What is on the disk, and not what is remembered of having written it.
+        # Read from the disk, not from the page cache.
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(packed.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         sha256 = hashlib.sha256()
@@ -198,14 +198,14 @@ def _read(file: Path) -> tuple[int, str, str]:
 
 @contextmanager
 def _partial(directory: Path, name: str) -> Iterator[tuple[Path, IO[bytes]]]:
-    """Open a file for its owner alone; it is gone at the end unless it was renamed."""
+    """Open a temporary file private to its owner; remove it at the end unless it was renamed."""
     while True:
         handle, path = tempfile.mkstemp(dir=directory, prefix=f".{name}.", suffix=".partial")
         try:
             with os.fdopen(handle, "wb") as written:
                 fcntl.flock(written, fcntl.LOCK_EX)
                 if os.fstat(handle).st_nlink == 0:
-                    continue  # Another has swept it away before it was locked.
+                    continue  # Another program swept the file away before it was locked.
                 yield Path(path), written
                 return
         finally:
@@ -213,7 +213,7 @@ def _partial(directory: Path, name: str) -> Iterator[tuple[Path, IO[bytes]]]:
 
 
 def _sweep(directory: Path, name: str) -> None:
-    """Take away what was begun by programs that have ended; who writes holds a lock on it."""
+    """Remove partial files of programs that have ended; a living writer holds a lock on its own."""
     for one in directory.glob(f".{name}.*.partial"):
         with suppress(OSError), one.open("rb") as begun:
             fcntl.flock(begun, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -240,7 +240,7 @@ def _failures(place: Path) -> Iterator[None]:
     except EOFError:
         raise ArchiveError(f"{place} has been changed: its end is missing") from None
     except (OSError, UnicodeDecodeError, zlib.error) as error:
-        # Of gzip's too: that is how it says that what it reads was changed.
+        # OSError without errno is gzip's: it reports changed data so.
         if isinstance(error, OSError) and error.errno is not None:
             full = " (make room, or name another directory)" if error.errno == errno.ENOSPC else ""
             raise ArchiveError(f"{place}: {error.strerror}{full}") from error

@@ -1,8 +1,8 @@
 """Events as the journal writes them, and back: a type's name, a schema version, and plain JSON.
 
 The events' own dataclasses are the schema: there is no case for any of them here. When an event's
-fields change, its version in `VERSIONS` goes up by one and an upcaster lifts what was written
-before; what is in the journal never changes.
+fields change, its version in `VERSIONS` goes up by one and an upcaster lifts the data of older
+versions; events in the journal never change.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = MappingProxyType(
         )
     }
 )
-"""The events by the name the journal knows them by."""
+"""The event classes by their names in the journal."""
 
 VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
     {
@@ -49,36 +49,36 @@ VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
         "TopicsAdded": 2,
     }
 )
-"""The schema version of each type that is not at 1 any more."""
+"""The schema version of each type that is beyond version 1."""
 
 
 def _with_first_error(data: Data) -> Data:
-    """Of version 1 only the last error is known."""
+    """Version 1 holds only the last error."""
     return {**data, "first_error": data["error"]}
 
 
 def _with_count(data: Data) -> Data:
-    """In version 1 the dead letters were not counted."""
+    """Version 1 does not count the dead letters."""
     return {**data, "count": len(data["ids"])}
 
 
 def _unordered(data: Data) -> Data:
-    """In version 1 all of a tenant's topics had as many partitions, and none was in order."""
+    """In version 1 all topics of a tenant have the same number of partitions; none is in order."""
     return {**data, "topic_partitions": [], "ordered": []}
 
 
 def _out_of_no_order(data: Data) -> Data:
-    """In version 2 no topic was in order."""
+    """In version 2 no topic is in order."""
     return {**data, "ordered": False}
 
 
 def _of_unknown_order(data: Data) -> Data:
-    """In version 1 it was not told how many came out of an order."""
+    """Version 1 does not say how many dead letters came out of an ordered topic."""
     return {**data, "ordered": None, "partitions": []}
 
 
 def _as_asked(data: Data) -> Data:
-    """In version 1 somebody had always asked for it."""
+    """In version 1 a resize was always requested by a client, so it has no reason."""
     return {**data, "reason": ""}
 
 
@@ -94,21 +94,21 @@ UPCASTERS: Final[Mapping[tuple[str, int], Upcaster]] = MappingProxyType(
         ("TopicsAdded", 1): _unordered,
     }
 )
-"""For a type and a schema version, the way to the next."""
+"""The upcaster from a type's schema version to the next."""
 
 STATE_SCHEMA: Final = 6
-"""The shape of a written tenant state. Raise it when the state's fields or `evolve` change: what
-was written in another shape is then folded anew from the events."""
+"""The shape of a written tenant state. Raise it when the state's fields or `evolve` change: states
+in another shape are then folded anew from the events."""
 
 FIRST_BASE_SCHEMA: Final = 6
 """The shape that the states of tenants had when events were archived for the first time."""
 
 BASE_UPCASTERS: Final[Mapping[int, Upcaster]] = MappingProxyType({})
-"""For a shape of states since `FIRST_BASE_SCHEMA`, the way to the next. Of archived events nothing
-is folded anew: what they came to is lifted, as events are."""
+"""The upcaster from each shape of base states since `FIRST_BASE_SCHEMA` to the next. Archived
+events can't be folded anew, so their base states are lifted, as events are."""
 
 _FORMER_LIFECYCLES: Final[Mapping[str, str]] = MappingProxyType({"draining": "deleting"})
-"""What older programs call a state: a daemon that stands by reads what its older leader writes."""
+"""Older programs' names of lifecycles: a standby reads states that its older leader writes."""
 
 _SINCE_THEN: Final[Mapping[str, object]] = MappingProxyType(
     {
@@ -118,7 +118,7 @@ _SINCE_THEN: Final[Mapping[str, object]] = MappingProxyType(
         "ordered": [],
     }
 )
-"""What a state has that older programs don't write, for the same reader."""
+"""Defaults of state fields that an older leader does not write."""
 
 _UNHOLDABLE: Final = re.compile("[\0\ud800-\udfff]")
 _STAND_IN: Final = "\N{REPLACEMENT CHARACTER}"
@@ -182,7 +182,7 @@ CODEC: Final = Codec()
 
 
 def encode_metadata(metadata: Metadata) -> Data:
-    """Write metadata as plain JSON, without what is None."""
+    """Write metadata as plain JSON, without fields that are None."""
     return {
         one.name: _plain(value)
         for one in fields(metadata)
@@ -191,7 +191,7 @@ def encode_metadata(metadata: Metadata) -> Data:
 
 
 def decode_metadata(data: Mapping[str, Any]) -> Metadata:
-    """Read metadata; leniently, unlike events: what a newer program adds to it decides nothing."""
+    """Read metadata, leniently, unlike events: fields that a newer program adds are ignored."""
     return Metadata(
         actor=str(data.get("actor", "")),
         correlation_id=str(data.get("correlation_id", "")),
@@ -216,9 +216,9 @@ def decode_state(data: Mapping[str, object]) -> TenantState:
 def decode_base(
     schema_version: int, data: Mapping[str, object], *, stream: str, version: int
 ) -> TenantState:
-    """Read the state that archived events came to, in any shape it was kept in.
+    """Read the base state of a tenant's archived events, in any known shape.
 
-    Raises `UnknownEventError` where a newer program kept it, `JournalError` where it is broken.
+    Raises `UnknownEventError` where a newer program wrote it, `JournalError` where it is broken.
     """
     lifted = dict(data)
     if not FIRST_BASE_SCHEMA <= schema_version <= STATE_SCHEMA:
@@ -240,7 +240,7 @@ def decode_base(
 _OUT_OF_TEXT: Final[Mapping[type, Callable[[Any], object]]] = MappingProxyType(
     {Lifecycle: Lifecycle, datetime: datetime.fromisoformat}
 )
-"""How what JSON does not hold is read from the text that `_plain` makes of it."""
+"""Parsers for types that JSON lacks, which `_plain` writes as text."""
 
 
 def _plain(value: object) -> object:

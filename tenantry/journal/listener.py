@@ -1,4 +1,4 @@
-"""Hears of appends the moment they are committed, whichever process makes them."""
+"""Learns of appends as soon as they are committed, whichever process makes them."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from tenantry.sql import queries
 
 
 class AppendSignal:
-    """The highest position heard of, and a way to wait for a higher one. Thread-safe."""
+    """The highest known position of the journal, and a way to wait for more. Thread-safe."""
 
     def __init__(self) -> None:
         self._moved = threading.Condition()
         self._position = 0
 
     def notify(self, position: int) -> None:
-        """Tell that the journal has reached `position`; an older one changes nothing."""
+        """Announce that the journal has reached `position`; an older one changes nothing."""
         with self._moved:
             if position > self._position:
                 self._position = position
                 self._moved.notify_all()
 
     def wait(self, after: int, timeout: float) -> bool:
-        """Wait `timeout` seconds at most; tell whether a position beyond `after` was heard of."""
+        """Wait `timeout` seconds at most; return whether the journal is known to exceed `after`."""
         with self._moved:
             return self._moved.wait_for(lambda: self._position > after, max(0.0, timeout))
 
 
 SLICE: Final = 0.2
-"""Seconds after which it looks whether it has been asked to stop."""
+"""Seconds between checks for a request to stop."""
 
 LOOK_EVERY: Final = 1.0
-"""Seconds after which it looks by itself: a notification may be left out, and a server that has
-fallen silent looks like one that has nothing to tell."""
+"""Seconds after which the listener queries the journal's head: a notification may be missing, and a
+silent server looks like one without news."""
 
 FIRST_DELAY: Final = 0.1
 LAST_DELAY: Final = 5.0
@@ -67,7 +67,7 @@ class JournalListener:
 
     @property
     def connected(self) -> bool:
-        """Whether appends are heard of now."""
+        """Whether the listener is notified of appends now."""
         return self._connected.is_set()
 
     def run(self) -> None:
@@ -96,7 +96,7 @@ class JournalListener:
             row = connection.execute(queries("journal")["channel"]).fetchone()
             if row is not None:
                 connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(row[0])))
-        # What was appended before LISTEN took effect is not told of: look once.
+        # Appends before LISTEN took effect are not notified: look once.
         self._look(connection)
         self._connected.set()
 
@@ -111,6 +111,6 @@ class JournalListener:
             self.heartbeat.beat()
             told = list(connection.notifies(timeout=SLICE, stop_after=1))
             if told or time.monotonic() - looked > LOOK_EVERY:
-                # What a notice says is not believed.
+                # A notification's payload is not trusted.
                 self._look(connection)
                 looked = time.monotonic()

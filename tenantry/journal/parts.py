@@ -1,4 +1,4 @@
-"""The journal in parts, and what a store of them promises: old ones are archived, and come back."""
+"""The port for the journal's parts: old parts are archived, and can be restored."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Final, Protocol
 from tenantry.journal.port import JournalError, Metadata
 
 PART_EVENTS: Final = 1_000_000
-"""Events after which a part ends at the latest: one is archived in a transaction."""
+"""Events after which a part ends at the latest: a part is archived in one transaction."""
 
 LINES: Final = 1000
-"""Events that are read of a part at once."""
+"""Events read from a part at once."""
 
 
 class PartsError(JournalError):
-    """Not as things are: the message says why, and what to do."""
+    """The call is impossible in the present state: the message says why, and the remedy."""
 
 
 class NoSuchPartError(PartsError):
@@ -30,11 +30,12 @@ class NoSuchPartError(PartsError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What was appended from one position to another.
+    """The events appended from one position to another.
 
     The last part is open: it has no end yet, and its `events` are counted up to now. `first_at` and
-    `last_at` are when its first and last event were recorded (UTC; None where there is none). Of an
-    archived one `archive` says where it is (`host:path`), `digest` (hexadecimal) what is in it.
+    `last_at` are when its first and last event were recorded (UTC; None where there is none). For
+    an archived part `archive` is the archive's place (`host:path`), `digest` (hexadecimal) that of
+    its events.
     """
 
     number: int
@@ -57,50 +58,50 @@ class Digest:
         self.lines = 0
 
     def add(self, line: bytes) -> None:
-        """Take up the next line, without its end."""
+        """Add the next line, without its line end."""
         self._sum.update(hashlib.sha256(line).digest())
         self.lines += 1
 
     def hexdigest(self) -> str:
-        """Give the digest of all lines so far, in hexadecimal."""
+        """Return the digest of all lines so far, in hexadecimal."""
         return self._sum.hexdigest()
 
 
 class JournalParts(Protocol):
     """The parts of a journal. Each call blocks; any node may make it.
 
-    Raises `JournalUnavailableError`, and `PartsError` where a call can't be as things are.
+    Raises `JournalUnavailableError`, and `PartsError` where the present state forbids a call.
     """
 
     def listed(self) -> list[Part]:
-        """Give all parts there have been, oldest first, the archived ones too."""
+        """Return all parts, oldest first, including archived ones."""
 
     def begin(self, most: int) -> int | None:
-        """End the open part and begin the next, if it is due; give the new one's number.
+        """End the open part and begin the next, if that is due; return the new part's number.
 
-        It is when the part has `most` events, or was begun in a month (UTC) that is over. A part
-        without events goes on.
+        It is due when the part has `most` events, or was begun in a month (UTC) that is over. A
+        part without events stays open.
         """
 
     def lines(self, part: int, *, after: int = 0, limit: int = LINES) -> list[tuple[int, str]]:
-        """Read events of a part above position `after`, as an archive holds them, each a line.
+        """Read events of a part above position `after`, as an archive's lines.
 
-        Gives each one's position with it. Raises `EventsArchivedError`.
+        Returns pairs of position and line. Raises `EventsArchivedError`.
         """
 
     def archive(self, part: int, *, digest: str, archive: str, metadata: Metadata) -> Part:
-        """Take the oldest kept part out of the journal, if `digest` is what it holds.
+        """Take the oldest kept part out of the journal, if `digest` is that of its events.
 
-        Where streams stood, and in which state tenants were, is kept. All of it or nothing is
-        done; done before with the same digest, it is well. `archive` says where the events are.
+        The streams' versions and the tenants' states at its end are kept. The call is atomic, and
+        harmless when repeated with the same digest. `archive` says where the events are.
         """
 
     def put_back(self, part: int, lines: Sequence[str], *, after: int) -> int:
-        """Take lines of the part that was archived last, to be restored; give the last position.
+        """Take lines of the last archived part, to be restored; return the last position.
 
-        They are those after the position `after`, which is where the call before ended; 0 begins
-        anew. Nobody sees them before `restore`.
+        The lines follow position `after`, at which the previous call ended; 0 begins anew. Readers
+        don't see them before `restore`.
         """
 
     def restore(self, part: int, metadata: Metadata) -> Part:
-        """Make what was put back a part of the journal again, if it is all that was archived."""
+        """Make the lines put back a part of the journal again, if all archived events are there."""

@@ -34,10 +34,10 @@ from tenantry.journal.tenants import TENANT_CATEGORY, tenant_events
 from tenantry.sql import queries
 
 LOOK_SECONDS: Final = 600.0
-"""Seconds a look at all events of a part may take."""
+"""Seconds that a statement over all events of a part may take."""
 
 PATIENCE_MS: Final = 500
-"""Milliseconds to wait for readers of the journal to let go of it: appends wait as well."""
+"""Milliseconds to wait for the journal's readers to release it: appends wait meanwhile."""
 
 TRIES: Final = 5
 PAUSE: Final = 1.0
@@ -158,7 +158,7 @@ class PostgresJournalParts:
                 sql.SQL(_PUT_BACK).format(leaf=leaf, waiting=waiting, part=sql.Literal(part))
             )
             connection.execute(sql.SQL("DROP TABLE {}").format(waiting))
-            # Neither readers nor appends are in its way, or wait for it.
+            # Attaching neither waits for readers and appends nor blocks them.
             attach = sql.SQL("ALTER TABLE tenantry.events ATTACH PARTITION {} FOR VALUES IN ({})")
             connection.execute(attach.format(leaf, sql.Literal(part)))
             events, digest = self._digest(connection, part)
@@ -182,7 +182,7 @@ class PostgresJournalParts:
 
     @contextmanager
     def _alone(self, part: int) -> Iterator[Connection]:
-        """Begin a transaction on a connection of its own, in which no other changes the parts."""
+        """Begin a transaction on a separate connection, in which no other session changes parts."""
         with (
             PortErrors(
                 JournalUnavailableError, JournalError, where=self._database.where, waited_for=UNFIT
@@ -212,7 +212,7 @@ class PostgresJournalParts:
         return events, digest
 
     def _keep_streams(self, connection: Connection, part: int) -> None:
-        """Keep where each stream of the part stands at its end, and tenants' states then."""
+        """Keep the version of each stream, and the tenants' states, at the part's end."""
         states = self._states(connection, part)
         rows = connection.execute(self._sql["streams"], {"part": part}).fetchall()
         kept = [states.get(stream) for stream, *_ in rows]
@@ -256,13 +256,13 @@ class PostgresJournalParts:
                 states[one.stream] = state
 
     def _insist_on_dropping(self, connection: Connection, part: int) -> None:
-        """Drop a part, for which nobody may be reading the journal; others wait for it, shortly."""
+        """Drop a part; this needs the journal free of readers, and blocks others briefly."""
         pause = PAUSE
         for left in reversed(range(TRIES)):
             try:
                 with connection.transaction():
                     connection.execute(f"SET LOCAL lock_timeout = {PATIENCE_MS}".encode())
-                    # First the head, as appends do: they hold it when they come to the table.
+                    # Lock the head first, as appends do: they hold it when they lock the table.
                     connection.execute(self._journal["lock_head"])
                     self._drop(connection, part)
             except errors.LockNotAvailable as error:
@@ -327,7 +327,7 @@ def _waiting(part: int) -> sql.Identifier:
 
 
 def _last_position(connection: Connection, part: int) -> int:
-    """Give the last position that waits to be restored; 0 where nothing does."""
+    """Return the last position put back for `restore`; 0 where there is none."""
     name = f"tenantry.events_{part}_to_restore"
     row = connection.execute("SELECT to_regclass(%s)", [name]).fetchone()
     if row is None or row[0] is None:

@@ -1,4 +1,4 @@
-"""What an event store promises. One contract suite holds every adapter to it."""
+"""The port of the event store. One contract suite holds every adapter to it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class VersionConflictError(JournalError):
 
 
 class EventsArchivedError(JournalError):
-    """What is asked for was archived, and is not in the journal any more.
+    """The requested events were archived, and are not in the journal any more.
 
-    All up to `position` is gone, what was recorded by `until` (UTC); `archives` are where it is.
+    All events up to `position`, recorded by `until` (UTC), are gone; `archives` hold them.
     """
 
     def __init__(self, position: int, until: datetime, archives: Sequence[str]) -> None:
@@ -68,7 +68,7 @@ ANY: Final = Expected.ANY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """Who caused an event, and what it belongs to.
+    """The cause of an event, and the request and trace it belongs to.
 
     `actor` names the person or program (`uid=0`, `supervisor`); `correlation_id` is shared by
     everything one request caused; `causation_id` is the id of the event or command before it.
@@ -111,8 +111,8 @@ class Snapshot:
 class EventStore(Protocol):
     """An append-only store of events in streams.
 
-    Old events may be archived. A call that would have to give some of these, or pass over them,
-    raises `EventsArchivedError`.
+    Old events may be archived. A call that would have to return or skip archived events raises
+    `EventsArchivedError`.
     """
 
     def append(
@@ -126,7 +126,7 @@ class EventStore(Protocol):
     ) -> list[RecordedEvent]:
         """Append all of `events` or none; 0 expects a stream that does not exist yet.
 
-        With `ids`, an event whose id the journal already holds is passed over, so a repeated
+        With `ids`, an event whose id the journal already holds is skipped, so a repeated
         append is harmless; only the newly recorded events are returned.
         Raises `VersionConflictError`, `JournalUnavailableError`.
         """
@@ -134,32 +134,32 @@ class EventStore(Protocol):
     def read_stream(
         self, stream: str, *, after: int = 0, limit: int | None = None
     ) -> list[RecordedEvent]:
-        """Read a stream's events above version `after`, oldest first; none of an unknown stream."""
+        """Read a stream's events above version `after`, oldest first; none if it is unknown."""
 
     def read_all(
         self, *, after: int = 0, limit: int = 500, categories: Sequence[str] | None = None
     ) -> list[RecordedEvent]:
         """Read every stream's events above `after`, in order of position.
 
-        A reader that continues from the last position it saw misses none, whatever is being
-        appended meanwhile. `categories` keeps only streams of these categories.
+        A reader that continues from the last position it saw misses no event, even during appends.
+        `categories` keeps only streams of these categories.
         """
 
     def read_tenant(
         self, tenant_id: str, *, after: int = 0, limit: int = 500
     ) -> list[RecordedEvent]:
-        """Read all that happened to a tenant above position `after`: its life and dead letters."""
+        """Read a tenant's events above position `after`: of its life and its dead letters."""
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot, replacing an older one of the same stream."""
+        """Save a snapshot, replacing an older one of the same stream."""
 
     def load_snapshot(self, stream: str) -> Snapshot | None:
-        """Give the newest snapshot of a stream, if there is one."""
+        """Return the newest snapshot of a stream, if there is one."""
 
     def load_base(self, stream: str) -> Snapshot | None:
-        """Give the state that a tenant's archived events came to; None where none are archived.
+        """Return the base state of a tenant's archived events; None where none are archived.
 
-        What is kept of its stream goes on from there.
+        The kept events of its stream continue from that state.
         """
 
     def wait_for_events(self, after: int, timeout: float) -> bool:

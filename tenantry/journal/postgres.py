@@ -34,7 +34,7 @@ from tenantry.journal.tenants import TENANT_CATEGORY
 from tenantry.sql import queries
 
 POLL: Final = 0.5
-"""Seconds between looks at the journal's head while no listener tells of it."""
+"""Seconds between looks at the journal's head while no listener is connected."""
 
 POLL_BESIDE_LISTENER: Final = 5.0
 """Seconds between looks beside a listener: notifications can be lost with their connection."""
@@ -42,22 +42,22 @@ POLL_BESIDE_LISTENER: Final = 5.0
 
 LAST_PART: Final = 2**31 - 1
 LOOK_AT_PARTS: Final = 60.0
-"""Seconds between looks at which parts the journal has, by who reads on in it."""
+"""Seconds between a reader's looks at which parts the journal has."""
 
 
 class InlineProjection(Protocol):
-    """A read model that is brought forward in the transaction that appends a tenant's events."""
+    """A read model that is updated in the transaction that appends a tenant's events."""
 
     def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
-        """Bring the read model forward; what fails here undoes the append."""
+        """Update the read model; an error here rolls back the append."""
 
 
 class PostgresEventStore:
     """An event store (`tenantry.journal.port.EventStore`) in PostgreSQL's table `events`.
 
-    An append is one statement in one round trip, and durable when it returns; one to a tenant's
-    life, which projections follow, takes a short transaction. All appends queue for the one row of
-    the journal's head, so positions are committed in order. Safe to use from any thread.
+    An append is one statement in one round trip, and durable when it returns. An append to a
+    tenant's life, which projections follow, is a short transaction. All appends queue for the one
+    row of the journal's head, so positions are committed in order. Safe to use from any thread.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class PostgresEventStore:
         found = self._read("read_stream", stream=stream, after=after, limit=limit)
         if not found or found[0].version != max(0, after) + 1:
             self._refuse_archived("archived_of_stream", stream=stream, after=after)
-            if found:  # it was restored in between
+            if found:  # the missing events were restored in between
                 found = self._read("read_stream", stream=stream, after=after, limit=limit)
         return found
 
@@ -139,10 +139,10 @@ class PostgresEventStore:
         """See `EventStore.read_all`."""
         if categories is None:
             found = self._read_on(after, limit)
-            # Positions are dense, and behind archived events the journal tells that they are.
+            # Positions are dense: a gap means archived events, which the journal records.
             if found and found[0].position != max(0, after) + 1:
                 self._refuse_archived("archived", after=after)
-                # It was restored in between.
+                # Not refused: the events were restored in between.
                 found = self._read_on(after, limit)
             return found
         wanted = sorted(set(categories))
@@ -230,15 +230,15 @@ class PostgresEventStore:
         return [recorded_event(row) for row in rows]
 
     def _read_on(self, after: int, limit: int) -> list[RecordedEvent]:
-        """Read all that is beyond a position, with a look at the parts alone where that is."""
+        """Read the events beyond a position from only the parts that can hold them."""
         if self._beginnings_due < time.monotonic():
             self._beginnings_due = time.monotonic() + LOOK_AT_PARTS
             self._beginnings = self._of_archives("beginnings")
         known = self._beginnings
         if len(known) <= 1:
             return self._read("read_all", after=after, limit=limit)
-        # Positions are dense, and where a part begins never changes. There may be parts already
-        # that are not known yet: behind the last one there is no end.
+        # Positions are dense, and a part's beginning never changes. Newer parts may exist that are
+        # not known yet: the range is open behind the last known part.
         first = max((part for begins, part in known if begins <= after + 1), default=0)
         last = max((part for begins, part in known if begins <= after + limit), default=0)
         if last == known[-1][1]:
@@ -248,14 +248,14 @@ class PostgresEventStore:
     def _refuse_archived(self, query: str, **parameters: object) -> None:
         """Raise where events above the position or version `after` are archived.
 
-        It is asked after the events were read: what is archived in between is missing there.
+        Called after the events were read: events archived in between would be missing there.
         """
         for position, until, archives in self._of_archives(query, **parameters):
             if position is not None:
                 raise EventsArchivedError(position, until.astimezone(UTC), archives)
 
     def _of_archives(self, query: str, **parameters: object) -> list[TupleRow]:
-        """Read what is known of archives; nothing in the schema of an older daemon that leads."""
+        """Query the archives' records; none in the schema of an older daemon that leads."""
         try:
             return journal_rows(self._database, self._sql[query], parameters)
         except JournalError as error:
@@ -291,7 +291,7 @@ def journal_connection(database: Database) -> Iterator[Connection]:
 def journal_rows(
     database: Database, query: bytes, parameters: Mapping[str, object] | None = None
 ) -> list[TupleRow]:
-    """Read; the database's failures become the journal's."""
+    """Run a read-only query; the database's failures become the journal's."""
     with _errors(database):
         return database.read(lambda one: one.execute(query, parameters).fetchall())
 

@@ -1,4 +1,4 @@
-"""A tenant's present state from the journal: the latest snapshot and what came after it."""
+"""A tenant's present state from the journal: the latest snapshot and the events after it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SNAPSHOT_EVERY: Final = 100
 
 
 def load_tenant(store: EventStore, tenant_id: str) -> TenantState | None:
-    """Fold a tenant's state; deleted ones too; None if there never was one.
+    """Fold the state of a tenant, even a deleted one; None if there never was one.
 
     Raises `JournalUnavailableError`, `JournalError`.
     """
@@ -41,14 +41,14 @@ def load_tenant(store: EventStore, tenant_id: str) -> TenantState | None:
     try:
         tail = store.read_stream(stream, after=0 if state is None else state.version)
     except EventsArchivedError:
-        # A snapshot that is missing, or in another shape: then from where the kept events begin.
+        # The snapshot is missing, or in another shape: fold the kept events onto the base.
         state = base_state(store, tenant_id)
         tail = store.read_stream(stream, after=0 if state is None else state.version)
     return fold(tenant_events(tail), state)
 
 
 def base_state(store: EventStore, tenant_id: str) -> TenantState | None:
-    """Give the state that a tenant's archived events came to; None where none are archived.
+    """Return the base state of a tenant's archived events; None where none are archived.
 
     Raises `JournalUnavailableError`, `JournalError`.
     """
@@ -62,7 +62,7 @@ def base_state(store: EventStore, tenant_id: str) -> TenantState | None:
 def snapshot_state(
     store: EventStore, tenant_id: str, *, up_to: int | None = None
 ) -> TenantState | None:
-    """Give the state in the tenant's snapshot, if that is of use: known shape, at most `up_to`."""
+    """Return the state in a tenant's snapshot, if of the present shape and at most at `up_to`."""
     snapshot = store.load_snapshot(names.journal_stream(tenant_id))
     if snapshot is None or snapshot.schema_version != STATE_SCHEMA:
         return None

@@ -1,4 +1,4 @@
-"""Which work belongs to which: spans of what is done, told to whoever collects them."""
+"""Tracing: spans of the daemon's work, exported to a collector."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 
 def is_installed() -> bool:
-    """Tell whether there is what exports spans; nothing of it is loaded."""
+    """Tell whether the packages that export spans are installed; load none of them."""
     try:
         return all(find_spec(name) is not None for name in _NEEDED)
-    except ModuleNotFoundError:  # not even what they are in
+    except ModuleNotFoundError:  # not even their parent package
         return False
 
 
 def open_tracer(export: Export | None) -> Tracer:
-    """Make what follows the work of this process; without an `export`, what follows nothing.
+    """Make this process's tracer; without an `export`, one that records nothing.
 
-    It is the caller's to close.
+    The caller closes it.
     """
     if export is None:
         return Tracer()

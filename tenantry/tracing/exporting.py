@@ -1,4 +1,4 @@
-"""Spans by OpenTelemetry, named by its conventions; with `sending`, all that knows the library."""
+"""Spans by OpenTelemetry, named by its conventions; only this and `sending` use the library."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ from tenantry.tracing.sending import TENANT, SharedQueue, ToldOnce
 log = structlog.get_logger("tracing")
 
 MOST_FOLLOWED: Final = 32
-"""Messages of a batch that are followed each by itself: linked, and a span for its handler."""
+"""Most messages of a batch that are traced individually: a link and a handler's span each."""
 
 LONGEST_TEXT: Final = 256
-"""Characters of an attribute: ids are their senders' to choose."""
+"""Most characters of an attribute: senders choose their ids, of any length."""
 
 _LIMITS: Final = {
     "max_attributes": 32,
@@ -66,25 +66,25 @@ _LIMITS: Final = {
 }
 
 _DESTINATION: Final = names.exchange_name("{id}")
-"""What spans are named by: there are as many exchanges as tenants."""
+"""The destination in spans' names: a template, as there are as many exchanges as tenants."""
 
 
 def exporting_tracer(export: Export) -> ExportingTracer:
-    """Make a tracer that sends its spans on, on a thread of its own."""
+    """Make a tracer that exports its spans on a thread of its own."""
     exporter = OTLPSpanExporter(
         endpoint=export.endpoint, headers=export.headers or None, timeout=export.timeout
     )
     provider = provider_of(export.service_name, export.sample_ratio)
     lost = LostSpans(export.lost_in)
     provider.add_span_processor(SharedQueue(ToldOnce(exporter, export.endpoint, lost), lost))
-    # Spans that a handler begins by the library itself go the same way.
+    # Spans that a handler begins with the library directly are exported the same way.
     trace.set_tracer_provider(provider)
     log.info("tracing.exports", endpoint=export.endpoint, sample_ratio=export.sample_ratio)
     return ExportingTracer(provider, system=export.system, lost=lost)
 
 
 def provider_of(service_name: str, sample_ratio: float) -> TracerProvider:
-    """Make what spans are made by; processors are its caller's to add."""
+    """Make the provider of spans; the caller adds processors."""
     return TracerProvider(
         sampler=ParentBased(root=_AsLinked(sample_ratio)),
         resource=Resource.create({"service.name": service_name, "service.version": __version__}),
@@ -101,7 +101,7 @@ class ExportingTracer(Tracer):
     def __init__(
         self, provider: TracerProvider, *, system: str, lost: LostSpans | None = None
     ) -> None:
-        """What is `lost` on its way is counted there."""
+        """Spans lost on their way are counted in `lost`."""
         self._lost = lost or LostSpans()
         self._provider = provider
         self._tracer = provider.get_tracer("tenantry", __version__)
@@ -129,7 +129,7 @@ class ExportingTracer(Tracer):
         return self._begin(name, SpanKind.SERVER, attributes, parent=parent)
 
     def executing(self, command: str, tenant_id: str, parent: TraceContext | None) -> Span:
-        """See `Tracer.executing`. What nobody has asked for is not followed."""
+        """See `Tracer.executing`. A command without a parent context is not traced."""
         if parent is None:
             return NO_SPAN
         attributes: dict[str, AttributeValue] = {
@@ -141,7 +141,7 @@ class ExportingTracer(Tracer):
     def publishing(
         self, tenant_id: str, messages: Sequence[Sent], parent: TraceContext | None
     ) -> Span:
-        """See `Tracer.publishing`. What is not recorded carries what its sender has said."""
+        """See `Tracer.publishing`. An unrecorded message carries its sender's context."""
         keys = {one.routing_key for one in messages}
         where = names.exchange_name(tenant_id)
         attributes = self._messaging("send", "publish", tenant_id) | _count(messages)
@@ -155,8 +155,8 @@ class ExportingTracer(Tracer):
     def processing(self, tenant_id: str, batch: Sequence[Arrived]) -> Span:
         """See `Tracer.processing`.
 
-        A batch with a message that is recorded is recorded as well, and linked to it; where it is
-        one message, their trace is the same. Of messages that shall not be recorded, nothing is.
+        A batch with a recorded message is recorded as well, and linked to that message; a batch of
+        one message is in the message's own trace. Messages marked as not recorded leave no span.
         """
         followed: list[tuple[int, TraceContext]] = []
         undecided = False
@@ -175,7 +175,7 @@ class ExportingTracer(Tracer):
             elif told.sampled:
                 followed.append((index, told))
                 if len(followed) == MOST_FOLLOWED:
-                    break  # what else there is changes nothing
+                    break  # further messages change nothing
         if not followed and not undecided:
             return NO_SPAN
         span = self._start(
@@ -187,7 +187,7 @@ class ExportingTracer(Tracer):
         )
         if not span.is_recording():
             return NO_SPAN
-        # Only now: of a batch in a hundred is asked what it is made of.
+        # Only now: with one batch in a hundred recorded, the others are spared this work.
         attributes = self._messaging("process", "process", tenant_id) | _count(batch)
         attributes["messaging.destination.name"] = _source(tenant_id, batch)
         if len(batch) == 1 and batch[0].id is not None:
@@ -196,7 +196,7 @@ class ExportingTracer(Tracer):
         return _BatchSpan(span, [(index, told.trace_id) for index, told in followed])
 
     def storing(self) -> Span:
-        """See `Tracer.storing`. It is a part of a batch, or not followed."""
+        """See `Tracer.storing`. Traced only as part of a recorded batch."""
         if not trace.get_current_span().is_recording():
             return NO_SPAN
         attributes = {"db.system.name": "postgresql"}
@@ -207,8 +207,8 @@ class ExportingTracer(Tracer):
     def handling(self, message: Handled) -> Span:
         """See `Tracer.handling`.
 
-        It is a part of its batch, if that is in the message's own trace; otherwise of that, and
-        linked to the batch.
+        The span is a child of its batch's if that is in the message's own trace; otherwise it is in
+        the message's trace, and linked to the batch.
         """
         batch = _BATCH.get()
         if batch is None or not batch.left:
@@ -239,8 +239,8 @@ class ExportingTracer(Tracer):
         return self._lost.totals()
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """See `Tracer.close`. Who collects them may be away: then the rest is lost."""
-        # What the library itself waits for at its end has no bound that could be set.
+        """See `Tracer.close`. If the collector is away, the remaining spans are lost."""
+        # The library's own wait at shutdown has no bound that could be set.
         ending = threading.Thread(target=self._provider.shutdown, name="tracing-end", daemon=True)
         ending.start()
         ending.join(seconds)
@@ -278,7 +278,7 @@ class ExportingTracer(Tracer):
         parent: TraceContext | None,
         links: Sequence[Link] = (),
     ) -> trace.Span:
-        """Begin a span of a parent that came from elsewhere, or a trace."""
+        """Begin a span with a remote parent, or without one a new trace."""
         return self._tracer.start_span(
             name, context=_placed(parent), kind=kind, attributes=attributes, links=links
         )
@@ -311,7 +311,7 @@ class _Recorded(Span):
         self._span.end()
 
     def failed(self, kind: str) -> None:
-        """See `Span.failed`. What an error says may be of what a message holds: it stays here."""
+        """See `Span.failed`. An error's text may quote a message's content: it is not exported."""
         self._span.set_attribute("error.type", kind)
         self._span.set_status(Status(StatusCode.ERROR))
 
@@ -323,7 +323,7 @@ class _Recorded(Span):
 
 
 class _Batch:
-    """How many of a batch's messages may still be followed by themselves."""
+    """How many more of a batch's messages may be traced individually."""
 
     __slots__ = ("left",)
 
@@ -337,7 +337,7 @@ _BATCH: Final[ContextVar[_Batch | None]] = ContextVar("tenantry_batch", default=
 class _BatchSpan(_Recorded):
     """The span of a batch: handlers that are called within it have spans of their own.
 
-    Where none of its messages is followed by itself, the first one stands for them.
+    Where none of the messages is traced individually, the first one stands for all.
     """
 
     __slots__ = ("_before",)
@@ -361,7 +361,7 @@ class _BatchSpan(_Recorded):
 
 
 class _AsLinked(Sampler):
-    """Decides about what has no parent: as what it is linked to, or by chance."""
+    """Samples a span without a parent: if a linked span is sampled, else by chance."""
 
     def __init__(self, ratio: float) -> None:
         self._by_chance = TraceIdRatioBased(ratio)
@@ -389,7 +389,7 @@ class _AsLinked(Sampler):
 
 
 def _placed(told: TraceContext | None) -> Context:
-    """Give a context in which spans are parts of what somebody else has told of."""
+    """Return a context in which spans are children of a remote span, or roots without one."""
     if told is None:
         return Context()
     return trace.set_span_in_context(trace.NonRecordingSpan(_span_context(told)), Context())
@@ -424,7 +424,7 @@ def _count(messages: Sequence[object]) -> dict[str, AttributeValue]:
 
 
 def _source(tenant_id: str, batch: Sequence[Arrived | Handled]) -> str:
-    """Name where messages came from: the queue they have in common, or else the exchange."""
+    """Name the messages' source: the queue they have in common, or else the exchange."""
     exchange = names.exchange_name(tenant_id)
     topic, partition = batch[0].topic, batch[0].partition
     # A list is the quicker of the two, for hundreds that are nearly always alike.
@@ -437,5 +437,5 @@ def _source(tenant_id: str, batch: Sequence[Arrived | Handled]) -> str:
 
 
 def _text(text: str) -> str:
-    """Give what can be written in UTF-8, as spans are; one that can't would take others along."""
+    """Return text that UTF-8 can encode; a span that can't be encoded would fail its batch."""
     return text[:LONGEST_TEXT].encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Spans that were recorded and did not arrive, counted: also in a process that nobody scrapes."""
+"""Counts spans that were recorded and did not arrive, also in a process without metrics page."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import IO, Final
 
 
 class Reason(IntEnum):
-    """Why spans were lost; its number is its place where counts are shared."""
+    """Why spans were lost; the number is the index in the shared counts."""
 
     QUEUE = 0
-    """No place was free to wait in, for its tenant or for anybody."""
+    """The queue was full, for the span's tenant or as a whole."""
 
     EXPORT = 1
-    """Who collects them was not reached, or refused them."""
+    """The collector was not reached, or refused the spans."""
 
     @property
     def word(self) -> str:
-        """What metrics call it."""
+        """The reason's name in metrics."""
         return self.name.lower()
 
 
@@ -33,8 +33,8 @@ _TOTALS: Final = Struct(f"<{len(Reason)}Q")
 class LostSpans:
     """Counts lost spans. Callable from any thread.
 
-    With a `descriptor` of `shared_file` it goes on with what is counted there, and others can see
-    it by `read`.
+    With a `descriptor` of a `shared_file` it continues the counts in that file, and other processes
+    can `read` them.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -47,7 +47,7 @@ class LostSpans:
         with self._lock:
             self._totals[reason] += count
             if self._descriptor is not None:
-                with suppress(OSError):  # it is told with the next ones
+                with suppress(OSError):  # the next write includes these
                     os.pwrite(self._descriptor, _TOTALS.pack(*self._totals), 0)
 
     def totals(self) -> Mapping[str, int]:
@@ -57,14 +57,14 @@ class LostSpans:
 
 
 def shared_file() -> IO[bytes]:
-    """Make what another process counts in, for the caller to close. Raises `OSError`."""
+    """Make the file that another process counts in; the caller closes it. Raises `OSError`."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("tenantry-lost-spans"), "r+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
 
 
 def read(file: IO[bytes]) -> Mapping[str, int]:
-    """Give the totals that another process has counted; none where the file is closed."""
+    """Return the totals that another process has counted; none where the file is closed."""
     try:
         return _by_word(_read(file.fileno()))
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""What is followed of the work that is done. Where nobody collects it, all of this does nothing.
+"""The port of tracing. Without a collector, all of this does nothing.
 
-The trace that something belongs to stands in headers: the W3C's trace context. Headers come from
-tenants and from anybody who can reach the API. What is not exactly as it should be is no context,
-and costs no more than to see that.
+Headers name the trace that a message or request belongs to: the W3C's trace context. Headers come
+from tenants and from any client that can reach the API. A header that is not exactly valid is
+ignored, at no more cost than the check.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
 
 _LONGEST_PARENT: Final = 256
-"""Characters; the version that there is has 55, and later ones may add to it."""
+"""Characters; the present version has 55, and later versions may add to it."""
 
 _LONGEST_STATE: Final = 512
 
@@ -28,7 +28,7 @@ _PARENT: Final = re.compile(
 _SAMPLED: Final = 0x01
 
 NOT_RECORDED: Final = "-00"
-"""How the header of a trace ends that shall not be recorded; other flags need a closer look."""
+"""The end of a `traceparent` that is not to be recorded; other flags need a closer look."""
 
 _SAYS_NO: Final = re.compile(
     rf'"{TRACEPARENT}": ?"00-[0-9a-f]{{32}}-[0-9a-f]{{16}}{NOT_RECORDED}"', re.ASCII
@@ -36,9 +36,9 @@ _SAYS_NO: Final = re.compile(
 
 
 class TraceContext(NamedTuple):
-    """A place in a trace: its ids in hexadecimal digits, whether it is recorded, and others' notes.
+    """A place in a trace: its ids in hexadecimal, whether it is recorded, and vendors' state.
 
-    The ids have 32 and 16 digits. `state` is for vendors of tracing, and passed on as it came.
+    The ids have 32 and 16 digits. `state` is for vendors of tracing, and is passed on unchanged.
     """
 
     trace_id: str
@@ -47,14 +47,14 @@ class TraceContext(NamedTuple):
     state: str = ""
 
     def headers(self) -> dict[str, str]:
-        """Give the headers that carry it."""
+        """Return the headers that carry this context."""
         flags = _SAMPLED if self.sampled else 0
         headers = {TRACEPARENT: f"00-{self.trace_id}-{self.span_id}-{flags:02x}"}
         return headers | {TRACESTATE: self.state} if self.state else headers
 
 
 def read(parent: object, state: object = None) -> TraceContext | None:
-    """Read a context from the values of its two headers; None where there is none to be read."""
+    """Read a context from the values of its two headers; None where they are not valid."""
     if not isinstance(parent, str) or len(parent) > _LONGEST_PARENT:
         return None
     match = _PARENT.fullmatch(parent)
@@ -74,20 +74,20 @@ def _is_state(state: object) -> TypeGuard[str]:
 
 
 def of_message(headers: Mapping[str, object] | None) -> TraceContext | None:
-    """Read the context that a message has come with."""
+    """Read the context in a message's headers."""
     if not headers:
         return None
     try:
         parent = headers.get(TRACEPARENT)
         return None if parent is None else read(parent, headers.get(TRACESTATE))
-    except ValueError:  # they can't be read: the message will be told so
+    except ValueError:  # the headers can't be read, which the message's own handling reports
         return None
 
 
 def says_no(headers: Mapping[str, object]) -> bool:
     """Tell at little cost whether headers, the `text` of a flat JSON object, say not to record.
 
-    What looks like a no is one. False says nothing: `of_message` does.
+    True is certain. False is not: ask `of_message` then.
     """
     text = getattr(headers, "text", "")
     return (
@@ -96,7 +96,7 @@ def says_no(headers: Mapping[str, object]) -> bool:
 
 
 def of_request(headers: Iterable[tuple[bytes, bytes]]) -> TraceContext | None:
-    """Read the context of an HTTP request, whose names of headers are in small letters."""
+    """Read the context of an HTTP request, whose header names are in lower case."""
     parents, states = [], []
     for name, value in headers:
         if name == b"traceparent":
@@ -107,16 +107,16 @@ def of_request(headers: Iterable[tuple[bytes, bytes]]) -> TraceContext | None:
 
 
 CLOSE_SECONDS: Final = 3.0
-"""How long the last spans may take to be sent at the end, whoever collects them."""
+"""Seconds that sending the last spans may take at the end, whatever the collector does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
     """Where spans go, by OTLP over HTTP, and how they are named there.
 
-    Of what nobody else has decided about, `sample_ratio` is recorded. `headers` go along with each
-    request, which may take `timeout` seconds. `system` names the broker's kind. Where another
-    process is to see how many were lost, they are counted in the file of a descriptor, `lost_in`.
+    `sample_ratio` applies to traces without a caller's decision. `headers` go along with each
+    request, which may take `timeout` seconds. `system` names the broker's kind. `lost_in` is the
+    descriptor of a file in which lost spans are counted, for another process to read.
     """
 
     endpoint: str
@@ -129,7 +129,7 @@ class Export:
 
 
 class Asked(NamedTuple):
-    """A request: its method, the route that answers it, with braces in it, its path, and whose."""
+    """A request: its method, its route's template (with braces), its path, and its tenant."""
 
     method: str
     route: str
@@ -138,7 +138,7 @@ class Asked(NamedTuple):
 
 
 class Arrived(Protocol):
-    """What is told of a message that a batch is made of."""
+    """What tracing needs to know of a delivered message in a batch."""
 
     @property
     def id(self) -> str | None:
@@ -158,7 +158,7 @@ class Arrived(Protocol):
 
 
 class Handled(Protocol):
-    """What is told of a message that a handler is called with."""
+    """What tracing needs to know of a message passed to a handler."""
 
     @property
     def id(self) -> str:
@@ -166,7 +166,7 @@ class Handled(Protocol):
 
     @property
     def tenant_id(self) -> str:
-        """Whose it is."""
+        """The tenant it belongs to."""
 
     @property
     def topic(self) -> str:
@@ -186,15 +186,15 @@ class Handled(Protocol):
 
 
 class Sent(Protocol):
-    """What is told of a message that is published."""
+    """What tracing needs to know of a published message."""
 
     @property
     def exchange(self) -> str:
-        """Where it goes."""
+        """The exchange it is published to."""
 
     @property
     def routing_key(self) -> str:
-        """What it is routed by."""
+        """Its routing key."""
 
     @property
     def message_id(self) -> str | None:
@@ -202,10 +202,10 @@ class Sent(Protocol):
 
 
 class Span:
-    """Something that is being done: between `with` and its end, what else begins is a part of it.
+    """A unit of work: spans that begin within its `with` block are its children.
 
-    This one is not recorded. Its `context`, if there is one, is what others are to be told.
-    `followed` are messages of a batch that stand in traces: the index of each, and its trace's id.
+    This class records nothing. Its `context`, if any, is the one to pass on. `followed` lists the
+    messages of a batch that belong to traces: each one's index and trace id.
     """
 
     __slots__ = ("context", "followed")
@@ -228,7 +228,7 @@ class Span:
         return None
 
     def failed(self, kind: str) -> None:
-        """Note that it was in vain; `kind` says how, in one word."""
+        """Note that the work failed; `kind` says how, in one word."""
 
     def answered(self, status: int) -> None:
         """Note the status with which a request was answered."""
@@ -238,21 +238,21 @@ NO_SPAN: Final = Span()
 
 
 class Tracer:
-    """Follows what is done, and ignores it where a subclass does not say otherwise.
+    """Traces work; this base class records nothing.
 
-    Each method begins a span. A call a batch or a request, and one for each handler that is run;
-    they neither block nor raise. Callable from any thread.
+    Each method that returns a `Span` begins it: one call a batch or a request, and one for each
+    handler that is run. They neither block nor raise. Callable from any thread.
     """
 
     on: bool = False
-    """Whether anything is followed at all."""
+    """Whether anything is traced at all."""
 
     def context_of(self, headers: Iterable[tuple[bytes, bytes]]) -> TraceContext | None:
         """Read the trace that an HTTP request belongs to."""
         return None
 
     def current(self) -> TraceContext | None:
-        """Tell what is being recorded on this thread, or in this task."""
+        """Return the context being recorded on this thread, or in this task."""
         return None
 
     def serving(self, asked: Asked, parent: TraceContext | None) -> Span:
@@ -260,13 +260,13 @@ class Tracer:
         return NO_SPAN
 
     def executing(self, command: str, tenant_id: str, parent: TraceContext | None) -> Span:
-        """Begin to carry out a tenant's command, for who has asked for it."""
+        """Begin to carry out a tenant's command, under its requester's context."""
         return NO_SPAN
 
     def publishing(
         self, tenant_id: str, messages: Sequence[Sent], parent: TraceContext | None
     ) -> Span:
-        """Begin to publish messages, one at least; its `context` is what they are to carry."""
+        """Begin to publish messages, one at least; they are to carry the span's `context`."""
         return NO_SPAN
 
     def processing(self, tenant_id: str, batch: Sequence[Arrived]) -> Span:
@@ -274,7 +274,7 @@ class Tracer:
         return NO_SPAN
 
     def storing(self) -> Span:
-        """Begin to store a batch, or a part of it, as far as its commit."""
+        """Begin to store a batch, or a part of it, up to its commit."""
         return NO_SPAN
 
     def handling(self, message: Handled) -> Span:
@@ -282,8 +282,8 @@ class Tracer:
         return NO_SPAN
 
     def lost(self) -> Mapping[str, int]:
-        """Count the spans that did not arrive since the start, by reason; none if nothing is on."""
+        """Count the spans lost since the start, by reason; empty if tracing is off."""
         return {}
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Send what is left, for so long at most; after that nothing is followed any more."""
+        """Send the remaining spans, for `seconds` at most; then trace nothing any more."""

@@ -52,7 +52,7 @@ class SharedQueue(SpanProcessor):
         )
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Give a span without a tenant that of its parent."""
+        """Set a span's missing tenant to its parent's."""
         if not _tenant(span):
             parent = trace.get_current_span(parent_context)
             if isinstance(parent, ReadableSpan) and (tenant := _tenant(parent)):
@@ -109,16 +109,16 @@ class _Leaving(SpanExporter):
         return self._exporter.export(spans)
 
     def shutdown(self) -> None:
-        """Give up what is under way."""
+        """Give up the export under way."""
         self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Do nothing: none wait here."""
+        """Do nothing: no spans wait here."""
         return self._exporter.force_flush(timeout_millis)
 
 
 class ToldOnce(SpanExporter):
-    """Exports spans; logs once that they do not arrive, and once that they do again."""
+    """Exports spans; logs once when they stop arriving, and once when they arrive again."""
 
     def __init__(
         self, exporter: SpanExporter, endpoint: str, lost: LostSpans | None = None
@@ -133,7 +133,7 @@ class ToldOnce(SpanExporter):
         reason = "not reached, or refused"
         try:
             result = self._exporter.export(spans)
-        except Exception as error:  # noqa: BLE001 - whatever it is, spans are all that is lost
+        except Exception as error:  # noqa: BLE001 - on any error, only spans are lost
             result, reason = SpanExportResult.FAILURE, type(error).__name__
         if result is SpanExportResult.SUCCESS:
             if self._lost:
