@@ -1,1 +1,1 @@
-"""The daemon's own proof that no tenant reaches another, by probes in the tenants' places."""
+"""The daemon's proof that no tenant reaches another, by probes that take tenants' places."""

@@ -1,17 +1,17 @@
 """What a tenant's two users can reach on Apache Iggy.
 
-Iggy says that something is not there before it looks at rights: who is refused is told
-`Unauthorized`, and only of what there is. So only that is a refusal. What is not there is no
-verdict: of one's own the proof has none then, and what is another's is told as not there.
+Iggy reports a missing object before it looks at rights: a refused user is told `Unauthorized`, and
+only about existing objects. So only `Unauthorized` is a refusal. A missing object gives no verdict:
+the proof then has none on the tenant's own objects, and reports another's as not there.
 
-A message that was taken can't be taken back, and Iggy drops none for want of a queue, as RabbitMQ
-does. So the right to send, which is one on the whole stream, is tried on the topic that marks
-whose the stream is: nobody reads it, nobody counts it, and the daemon's own proofs empty it. Rights
+An accepted message can't be taken back, and Iggy, unlike RabbitMQ, never drops a message for lack
+of a queue. So the right to send, which covers the whole stream, is tried on the topic that marks
+the stream's owner: it has no readers, is not counted, and the daemon's own proofs empty it. Rights
 on single topics are not tried but read by the daemon (`Probes.excess`).
 
-All else changes nothing where it succeeds: messages are read without storing an offset, a topic
-and a user are made that are there already, a user is named as it is, a password is changed with a
-wrong one. What would do harm needs a right that was tried before, and is tried only where that was
+All other attempts change nothing where they succeed: messages are read without storing an offset,
+the topic and user to create exist already, a user keeps its name, a password is changed with a
+wrong one. A harmful attempt needs a right that was tried before, and is made only where that was
 refused.
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from apache_iggy import IggyClient
 
 PROBE: Final = "isolation-probe"
-"""What a probe sends, and the name it reads under."""
+"""The message that a probe sends, and the consumer name it reads under."""
 
 BEYOND: Final = 2**64 - 1
 """An offset that no partition has: the server stores none beyond the end."""
@@ -44,7 +44,7 @@ Request = Callable[["IggyClient"], Awaitable[object]]
 
 
 class _Attempts:
-    """Tries things as one user, and records how each went."""
+    """Makes attempts as one user, and records their outcomes."""
 
     def __init__(
         self, client: IggyTenantClient, mine: TenantTopology, owner: TenantTopology
@@ -55,14 +55,14 @@ class _Attempts:
     def record(
         self, action: Action, target: str, ask: Request, *, forbidden: bool = False
     ) -> bool | None:
-        """Try something, and tell whether it was refused; None where it is not there."""
+        """Make an attempt; return whether it was refused, None where the target is not there."""
         verdict = self._client.attempt(ask)
         if verdict is AttemptResult.ABSENT:
             return None
         return self.findings.record(action, target, verdict, forbidden=forbidden)
 
     def insist(self, action: Action, target: str, ask: Request, *, forbidden: bool = False) -> None:
-        """Try what has to be there. Raises `TenantClientError` where it is not."""
+        """Try a target that must exist. Raises `TenantClientError` where it does not."""
         if self.record(action, target, ask, forbidden=forbidden) is None:
             raise TenantClientError(f"{target} is not there, and so can't be tried")
 
@@ -73,7 +73,7 @@ def sending(
     others: Sequence[TenantTopology],
     installation: str,
 ) -> list[Check]:
-    """Try everything as the user that may send: to its own stream, and nothing else."""
+    """Try everything as the producing user: it may send to its own stream, and nothing else."""
     mark = mark_topic(installation)
     own = _Attempts(client, mine, mine)
     own.insist("write", mine.exchange, _send(mine, mark))
@@ -89,7 +89,7 @@ def reading(
     others: Sequence[TenantTopology],
     installation: str,
 ) -> list[Check]:
-    """Try everything as the user that may read: its own stream, and nothing else."""
+    """Try everything as the consuming user: it may read its own stream, and nothing else."""
     mark = mark_topic(installation)
     own = _Attempts(client, mine, mine)
     for topic in _topics(mine):
@@ -100,7 +100,7 @@ def reading(
 
 
 def _forbidden(own: _Attempts, mine: TenantTopology) -> None:
-    """Try what no tenant's user may, even on its own objects."""
+    """Try what no tenant's user is allowed, even on its own objects."""
     iggy = library()
     stream, user = mine.exchange, producer_name(mine.tenant_id)
     password = secrets.token_urlsafe(32)
@@ -134,7 +134,7 @@ def _forbidden(own: _Attempts, mine: TenantTopology) -> None:
 def _foreign(
     client: IggyTenantClient, mine: TenantTopology, others: Sequence[TenantTopology], mark: str
 ) -> list[Check]:
-    """Try what must be refused; of a tenant that has no stream there is nothing to try."""
+    """Try what must be refused; on a tenant without a stream there is nothing to try."""
     checks: list[Check] = []
     for other in others:
         attempts = _Attempts(client, mine, other)
@@ -145,7 +145,7 @@ def _foreign(
 
 
 def _stream_of(attempts: _Attempts, other: TenantTopology, mark: str) -> bool:
-    """Try what is in another's stream; tell whether there is one."""
+    """Try to reach another tenant's stream; return whether it exists."""
     stream, first = other.exchange, names.DEFAULT_TOPIC
     read = {
         topic: attempts.record("read", f"{stream} -> {topic}", _poll(other, topic))
@@ -189,7 +189,7 @@ def _users_of(attempts: _Attempts, other: TenantTopology) -> None:
 
 
 def _topics(tenant: TenantTopology) -> list[str]:
-    """Name the tenant's topics: rights go no further than to these."""
+    """Name the tenant's topics, the smallest objects that rights apply to."""
     return list(dict.fromkeys(queue.topic for queue in tenant.queues()))
 
 

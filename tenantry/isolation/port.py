@@ -1,6 +1,6 @@
-"""What a proof of isolation is: attempts, whether each went as it should, and what it stands on.
+"""The port of proofs of isolation: attempts, their expected outcomes, and the probes they use.
 
-It stands on users and roles that take a tenant's place for a while.
+Probes are users and roles that take a tenant's place for a while.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _VERBS: Final = {"write": "to write to", "read": "to read from", "configure": "t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One attempt: `tenant_id` tried to `action` what belongs to `owner`.
+    """One attempt: `tenant_id` tried to `action` an object of `owner`.
 
-    What is one's own should be `allowed`, unless `forbidden`; what is another's never.
+    It should be `allowed` on the tenant's own objects, unless `forbidden`; never on another's.
     """
 
     tenant_id: str
@@ -36,12 +36,12 @@ class Check:
 
     @property
     def expected(self) -> bool:
-        """Whether it should be allowed."""
+        """Whether the attempt should be allowed."""
         return self.tenant_id == self.owner and not self.forbidden
 
     @property
     def holds(self) -> bool:
-        """Whether it went as it should."""
+        """Whether the outcome is the expected one."""
         return self.allowed == self.expected
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Findings:
     def record(
         self, action: Action, target: str, verdict: AttemptResult, *, forbidden: bool = False
     ) -> bool:
-        """Record an attempt; tell whether it was refused."""
+        """Record an attempt; return whether it was refused."""
         allowed = verdict is AttemptResult.ALLOWED
         self.checks.append(
             Check(
@@ -80,9 +80,9 @@ class Findings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IsolationReport:
-    """Every attempt that was made; `unjudged` says who could not be judged, and why.
+    """All attempts; `unjudged` names the tenants that could not be judged, and why.
 
-    `open` is what the database leaves open to every role, and the daemon can't close.
+    `open` lists what the database leaves open to every role and the daemon can't close.
     """
 
     checks: tuple[Check, ...]
@@ -101,7 +101,7 @@ class IsolationReport:
 
     @property
     def holds(self) -> bool:
-        """Whether every tenant reaches its own and nothing else, as far as that was judged."""
+        """Whether every judged tenant reaches its own objects and nothing else."""
         return all(one.holds for one in self.checks)
 
 
@@ -115,25 +115,25 @@ class LatestProof:
 
 
 class DatabaseProbes(Protocol):
-    """Makes roles that may in the database what a tenant's role for SQL really may.
+    """Makes roles with exactly the rights that a tenant's SQL role really has.
 
     Every call may raise `StoreUnavailableError` and `MessageStoreError`.
     """
 
     def available(self) -> bool:
-        """Tell whether roles can be made; where not, no tenant can read with SQL either."""
+        """Tell whether roles can be created; where not, no tenant can read with SQL either."""
 
     def sweep(self) -> None:
-        """Remove what a daemon that died has left."""
+        """Remove the probes that a dead daemon has left."""
 
     def probe(self, tenant_id: str) -> AbstractContextManager[SqlCredentials]:
-        """Make such a role, and remove it at the end."""
+        """Create such a role, and remove it at the end."""
 
     def open(self) -> Sequence[str]:
-        """Say what the database leaves open to every role, each with its remedy."""
+        """List what the database leaves open to every role, each with its remedy."""
 
     def excess(self, tenant_id: str) -> Sequence[str]:
-        """Name the rights that the tenant's own role has and should not; none without a role."""
+        """Name the rights that the tenant's own role should not have; none without a role."""
 
 
 class Prover(Protocol):
@@ -144,5 +144,5 @@ class Prover(Protocol):
     ) -> IsolationReport:
         """Examine tenants (all, with None) and journal the outcome.
 
-        Who can't be judged is named in the report. Raises `JournalUnavailableError`.
+        The report names tenants that can't be judged. Raises `JournalUnavailableError`.
         """

@@ -1,4 +1,4 @@
-"""Roles in a tenant's place, for a proof: with the rights of its own role, and gone afterwards."""
+"""Probe roles for a proof: each has the rights of a tenant's own role, and is removed after it."""
 
 from __future__ import annotations
 

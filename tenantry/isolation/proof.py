@@ -1,6 +1,6 @@
 """Proves with tenants' own credentials what each can reach on the broker, and what it can't.
 
-What is tried is in `rabbitmq.py`, in `sql.py` (the embedded broker) and in `iggy.py`.
+The attempts are in `rabbitmq.py`, in `sql.py` (the embedded broker) and in `iggy.py`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ def verify_isolation(
 ) -> IsolationReport:
     """Try each tenant's credentials on its own objects and on those of all others.
 
-    They are those of its user of a `kind`. With `management`, the address of RabbitMQ's management
-    API, that is tried as well. Iggy's objects bear the name of the `installation`. Says a line for
-    each pair, in order. Threads of its own examine several tenants at once and have ended when this
-    returns. Raises `ProducerError` where the broker gives no verdict.
+    The credentials are those of the tenant's user of a `kind`. With `management`, the address of
+    RabbitMQ's management API, that API is tried as well. Iggy's objects bear the name of the
+    `installation`. Says a line for each pair, in order. Threads of its own examine several tenants
+    at once and have ended when this returns. Raises `ProducerError` where the broker gives no
+    verdict.
     """
 
     def examine(access: TenantAccess) -> list[Check]:
@@ -69,7 +70,7 @@ def verify_isolation(
 
 
 class _Examined(NamedTuple):
-    """A tenant with its credentials, and those whose objects it must not reach."""
+    """A tenant with its credentials, and the tenants whose objects it must not reach."""
 
     access: TenantAccess
     others: Sequence[TenantTopology]
@@ -86,7 +87,7 @@ class _Examined(NamedTuple):
             return checks + [one for other in self.others for one in sql.foreign(role, mine, other)]
 
     def on_rabbitmq(self, management: str | None) -> list[Check]:
-        """Try its user of the kind, and the one that reads, if that is known beside it."""
+        """Try the tenant's user of the kind, and its consuming user, if that is known too."""
         mine = self.access.topology
         checks: list[Check] = []
         for credentials, kind in self._users():
@@ -102,7 +103,7 @@ class _Examined(NamedTuple):
         return checks
 
     def on_iggy(self, installation: str) -> list[Check]:
-        """Try its user of the kind, and the one that reads, if that is known beside it."""
+        """Try the tenant's user of the kind, and its consuming user, if that is known too."""
         mine = self.access.topology
         checks: list[Check] = []
         for credentials, kind in self._users():

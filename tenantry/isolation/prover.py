@@ -1,4 +1,4 @@
-"""The prover: puts a probe in each tenant's place, lets it try everything, journals the outcome."""
+"""The prover: puts a probe in each tenant's place, makes all attempts, journals the outcome."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tenantry.tenant_client.sql import SqlClient
 log = structlog.get_logger(__name__)
 
 NEIGHBOURS: Final = 20
-"""Others that each tenant is tried on, where there are more: their rights follow one pattern."""
+"""Most other tenants that each tenant is tried on: all tenants' rights follow one pattern."""
 
 MOST_FAILURES: Final = 100
-"""Failures that are written down in one event."""
+"""Most failures written in one event."""
 
 PAGE: Final = 500
 
@@ -127,7 +127,7 @@ class IsolationProver:
         )
 
     def _prepare(self, probes: Probes | None) -> bool:
-        """Remove what an earlier proof has left; tell whether the database may have roles."""
+        """Remove what an earlier proof has left; return whether roles can be created."""
         try:
             if probes is not None:
                 probes.sweep()
@@ -135,7 +135,7 @@ class IsolationProver:
                 self.database.sweep()
                 return True
         except (BrokerError, MessageStoreError) as error:
-            # Who can't be judged then is told one by one.
+            # Tenants that can't be judged then are reported one by one.
             log.warning("isolation.probes_left", error=str(error))
             return True
         return False
@@ -150,7 +150,7 @@ class IsolationProver:
             with probes.several():
                 yield
         except BrokerError as error:
-            # The next proof sweeps them away.
+            # The next proof sweeps the probes that are left.
             log.warning("isolation.probes_left", error=str(error))
 
     def _open(self) -> Sequence[str]:
@@ -231,11 +231,11 @@ class IsolationProver:
 
 
 def neighbours(mine: TenantTopology, everybody: Sequence[TenantTopology]) -> list[TenantTopology]:
-    """Choose the tenants one is tried on: all, or those whose ids begin alike and some others."""
+    """Choose the tenants to try: all, or those whose ids share a prefix and a random sample."""
     others = [one for one in everybody if one.tenant_id != mine.tenant_id]
     if len(others) <= NEIGHBOURS:
         return others
-    # A pattern without an end, or without a beginning, lets just these through.
+    # A pattern that lacks an anchor lets just these through.
     alike = [
         one
         for one in others

@@ -1,13 +1,13 @@
 """What a tenant's user can reach on RabbitMQ, over AMQP and over the management API.
 
-The broker knows three rights on a name (configure, write, read) and looks at them before anything
-else. So each is tried first in a way that changes nothing if it succeeds: a publication with a key
-that no queue is bound by, a consumer that is closed before it keeps anything, a declaration with
-other arguments than the object has. What would do harm (purging, deleting, publishing straight
-into a queue) needs a right that was tried before, and is tried only where that was refused.
+The broker knows three rights on a name (configure, write, read) and checks them before anything
+else. So each is tried first in a way that changes nothing if it succeeds: a publication with a
+routing key without a binding, a consumer that is closed before it keeps a message, a declaration
+with other arguments than the object has. A harmful attempt (purging, deleting, publishing straight
+into a queue) needs a right that was tried before, and is made only where that was refused.
 
-The management API shows every queue, user and connection of a virtual host, and lets a user
-that it takes publish and read there. It takes users with a tag only, and tenants' users have none.
+The management API shows every queue, user and connection of a virtual host, and lets its users
+publish and read there. It admits only users with a tag, and tenants' users have none.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ PATHS: Final = ("/api/whoami", "/api/queues")
 _REFUSED: Final = {401, 403}
 
 UNBOUND: Final = "isolation-probe.nowhere"
-"""A routing key that no queue can be bound by: a partition's ends in a number."""
+"""A routing key that no queue can be bound by: a partition's key ends in a number."""
 
 _BIND: Final = Channel.queue_bind
 
 _SOMEBODYS_TOPIC: Final = "amq.topic"
-"""An exchange of the broker's own, to which others may have bound things."""
+"""A built-in exchange of the broker, to which other clients may have bound queues."""
 
 _AS_READER: Final = "(as its reader)"
-"""What is added to the name of what its other user may reach."""
+"""Suffix of a target's name in attempts by the tenant's consuming user."""
 
 _FLEETING: Final = {"x-expires": 1000}
-"""Arguments no tenant's queue has. If there were no such queue, one would be made for a second."""
+"""Arguments that no tenant's queue has. A queue declared with them by mistake lasts a second."""
 
 
 def own(client: AmqpClient, mine: TenantTopology) -> list[Check]:
-    """Try what must be allowed, and what must not even on one's own objects."""
+    """Try what must be allowed, and what must be refused even on the tenant's own objects."""
     findings = Findings(mine, mine)
     record = findings.record
     record("write", mine.exchange, client.try_to_publish(mine.exchange, UNBOUND))
@@ -70,10 +70,10 @@ def own(client: AmqpClient, mine: TenantTopology) -> list[Check]:
 
 
 def reading(client: AmqpClient, mine: TenantTopology) -> list[Check]:
-    """Try what the user that consumes must be allowed, and what it must not.
+    """Try what the consuming user must be allowed, and what it must be refused.
 
-    What the daemon stores comes from queues that it may not even read: a message taken from one of
-    those would be lost.
+    The queues that the daemon stores from must be closed to it even for reading: a message that it
+    took from them would be lost.
     """
     findings = Findings(mine, mine)
     record = findings.record
@@ -124,7 +124,7 @@ _Record = Callable[[Action, str, AttemptResult], bool]
 def _writes(
     client: AmqpClient, mine: TenantTopology, other: TenantTopology, record: _Record
 ) -> None:
-    # The right to publish is one on the exchange, whatever the key.
+    # The right to publish is on the exchange, whatever the routing key.
     record("write", other.exchange, client.try_to_publish(other.exchange, UNBOUND))
     through_default = f"{other.queue_names[0]} (through the default exchange)"
     if record("write", through_default, client.try_to_publish("", UNBOUND)):
@@ -192,8 +192,8 @@ def management(
 ) -> list[Check]:
     """Try the management API at `address` with the tenant's own credentials.
 
-    That these are right must be known otherwise: wrong ones are refused in the same way. Raises
-    `TenantClientError` where the API can't be reached, or says neither yes nor no.
+    The credentials must be known to be right: wrong ones are refused in the same way. Raises
+    `TenantClientError` where the API can't be reached, or gives no clear verdict.
     """
     import httpx
 
@@ -202,10 +202,10 @@ def management(
     login = (credentials.username, credentials.password)
     try:
         verify = tls.context() if address.startswith("https") else False
-        # Neither a proxy nor a .netrc stands between us and the broker.
+        # Neither a proxy nor a .netrc applies to the connection to the broker.
         with httpx.Client(auth=login, timeout=timeout, trust_env=False, verify=verify) as http:
             for path in PATHS:
-                # A list of queues may be long; the status says it all.
+                # A list of queues may be long; the status is enough.
                 with http.stream("GET", address + path) as response:
                     verdict = _verdict(response.status_code, address)
                 findings.record("read", f"{path} (the management API)", verdict, forbidden=True)

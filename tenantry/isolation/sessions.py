@@ -1,8 +1,8 @@
-"""Sees to it that no tenant's session holds up others for long, whatever it has set for itself.
+"""Ends tenants' sessions that block others for long, whatever settings they have changed.
 
-Limits that a role is made with are where its sessions begin: a session may lift them. What counts
-is looked at from here, and ended. So is a session whose login began by a password that holds no
-more, and ended after that was changed.
+A role's limits are only defaults for its sessions: a session may lift them. So this module looks at
+what sessions do, and ends those beyond the limits. It also ends a session whose login began with an
+old password and ended after the password was changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOOK_EVERY: Final = 3.0
 """Seconds between looks."""
 
 MEND_EVERY: Final = 20
-"""Looks between two at whether roles still are as they were made."""
+"""Looks between two checks that roles are as they were created."""
 
 
 MENDING_FAILS: Final = (
@@ -38,7 +38,7 @@ MENDING_FAILS: Final = (
     errors.LockNotAvailable,
     errors.UndefinedObject,
 )
-"""What one role's state may come to; the others are mended all the same."""
+"""Errors that the state of one role may cause; the other roles are mended all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,20 +46,20 @@ class Limits:
     """What a tenant's session may do before it is ended; times in seconds."""
 
     transaction: float = 60.0
-    """It keeps what is deleted in place, in every table."""
+    """An open transaction keeps deleted rows in place, in every table."""
 
     locks: int = 500
-    """The server has room for so and so many, all sessions together."""
+    """The server's lock table is limited, and shared by all sessions."""
 
     grace: float = 2.0
-    """How long another session may wait for it, or notifications in a queue that fills."""
+    """How long another session may wait for it, or it may keep notifications in a filling queue."""
 
     notices: float = 0.05
-    """The share of the queue of notifications from which on nobody may hold it up."""
+    """The share of the notification queue in use from which on no session may hold it up."""
 
 
 class TenantsSessions:
-    """Ends what goes beyond `Limits`. One thread at a time."""
+    """Ends sessions that go beyond `Limits`. One thread at a time."""
 
     def __init__(self, database: Database, limits: Limits | None = None) -> None:
         self._database = database
@@ -68,7 +68,7 @@ class TenantsSessions:
         self._looks = 0
 
     def turn(self) -> int:
-        """Look, and now and then mend the roles; give how many sessions were ended."""
+        """Look, and now and then mend the roles; return how many sessions were ended."""
         ended = self.look()
         self._looks += 1
         if self._looks % MEND_EVERY == 0:
@@ -76,9 +76,9 @@ class TenantsSessions:
         return ended
 
     def mend(self) -> list[str]:
-        """Bring tenants' roles to what one is made with today; give those that differed.
+        """Set tenants' roles as new ones are created today; return those that differed.
 
-        What the database's user may not change is left, and told in the log.
+        Roles that the database's user may not change are left, and logged.
         """
         parameters = {"reading": READING, "probing": PROBING, "publishing": PUBLISHING}
         with self._database.connection() as connection:
@@ -94,7 +94,7 @@ class TenantsSessions:
         name = str(role[0])
         try:
             with connection.transaction():
-                # Others change roles: there is time at the next look.
+                # Other sessions change roles too: the next look can mend this one.
                 connection.execute("SET LOCAL lock_timeout = 1000")
                 connection.execute(self._sql["change_roles"])
                 insist(
@@ -108,7 +108,7 @@ class TenantsSessions:
         return True
 
     def look(self) -> int:
-        """End the sessions that go beyond their limits; give how many."""
+        """End the sessions that go beyond their limits; return how many."""
         limits = self._limits
         parameters = {
             "longest": timedelta(seconds=limits.transaction),
@@ -152,7 +152,7 @@ class TenantsSessions:
         return bool(row and row[0])
 
     def _roll_back(self, connection: Connection, parameters: dict[str, object]) -> None:
-        """Undo prepared transactions of tenants: only their owner may, and superusers."""
+        """Roll back tenants' prepared transactions, which only their owner or a superuser may."""
         for gid, owner in connection.execute(self._sql["prepared"], parameters).fetchall():
             try:
                 connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(owner)))

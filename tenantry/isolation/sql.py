@@ -1,6 +1,6 @@
-"""What a tenant's roles can reach in PostgreSQL, where each attempt is undone.
+"""What a tenant's roles can reach in PostgreSQL, where each attempt is rolled back.
 
-One publishes to the embedded broker, the other reads rows.
+Each of a tenant's roles has its attempts: publishing, consuming and reading rows.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FORBIDDEN: Final[tuple[tuple[Action, str, str], ...]] = (
     ("configure", "roles", "CREATE ROLE isolation_probe"),
     ("configure", "its role's rights", "ALTER ROLE CURRENT_USER BYPASSRLS"),
 )  # fmt: skip
-"""What no role of a tenant's may, whatever it is for: action, target, harmless statement."""
+"""Forbidden to every role of a tenant: action, target, harmless statement."""
 
 TABLE: Final = "public.messages"
 VIEW: Final = "messages"
@@ -59,11 +59,11 @@ _NOT_FOR_READING: Final[tuple[tuple[Action, str, str], ...]] = (
     ("write", f"{VIEW} (its own rows)", "DELETE FROM messages"),
     ("configure", "its own schema", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'"),
 )
-"""What a role that reads must not, beside what none may: action, target, statement."""
+"""Forbidden to a role that reads rows, beside `FORBIDDEN`: action, target, statement."""
 
 
 def own(client: SqlClient, mine: TenantTopology) -> list[Check]:
-    """Try what must be allowed of the embedded broker, and what no tenant may."""
+    """Try what the embedded broker must allow, and what is forbidden to every tenant."""
     findings = Findings(mine, mine)
     record = findings.record
     publish = "SELECT tenantry.publish_bytes('default', '', 'text/plain')"
@@ -85,11 +85,11 @@ _NOT_FOR_CONSUMING: Final[tuple[tuple[Action, str, str], ...]] = (
     ("write", "tenantry.consumer_groups", "UPDATE tenantry.consumer_groups SET position = 0"),
     ("write", "tenantry.consumer_leases", "DELETE FROM tenantry.consumer_leases"),
 )  # fmt: skip
-"""What a role that consumes must not, beside what none may: action, target, statement."""
+"""Forbidden to a role that consumes, beside `FORBIDDEN`: action, target, statement."""
 
 
 def consuming(client: SqlClient, mine: TenantTopology) -> list[Check]:
-    """Try what must be allowed to a role that consumes, and what must not be."""
+    """Try what a role that consumes must be allowed, and what it must be refused."""
     findings = Findings(mine, mine)
     record = findings.record
     for topic in dict.fromkeys(one.topic for one in mine.queues()):
@@ -104,7 +104,7 @@ def consuming(client: SqlClient, mine: TenantTopology) -> list[Check]:
 
 
 def foreign(client: SqlClient, mine: TenantTopology, other: TenantTopology) -> list[Check]:
-    """Try what must be refused: by the functions for tenants, round them, and as somebody else."""
+    """Try what must be refused: through the tenants' functions, round them, as another user."""
     findings = Findings(mine, other)
     record = findings.record
     for target, statement, parameters in _writes(other):
@@ -137,7 +137,7 @@ def reading(
     client: SqlClient, mine: TenantTopology, others: Sequence[TenantTopology]
 ) -> Iterator[Check]:
     """Try everything with a role of a tenant's that reads rows."""
-    # A role begins read-only, which would answer before the right does.
+    # A role's sessions begin read-only, which would refuse a write before its rights are checked.
     client.attempt("SELECT 1")
     client.lift_defaults()
     findings = Findings(mine, mine)

@@ -1,1 +1,1 @@
-"""What Prometheus reads: the counters, what is looked up at a scrape, and the page."""
+"""What Prometheus reads: the counters, the values looked up at a scrape, and the page."""

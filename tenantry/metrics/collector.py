@@ -32,7 +32,7 @@ PARKED: Final = "parked"
 STUCK: Final = "stuck"
 
 _NOT_SEEN: Final = frozenset({None, Lifecycle.DELETED})
-"""Of tenants whose totals are not known yet, and of those that exist no more."""
+"""Lifecycles of tenants without metrics: totals not known yet, or deleted."""
 
 _STATES: Final = (
     *(one.value for one in Lifecycle if one is not Lifecycle.DELETED),
@@ -42,7 +42,7 @@ _LATENCY_BOUNDS: Final = tuple(bound / 1000 for bound in LATENCY_MS)
 
 
 class Family(NamedTuple):
-    """A metric: its type, what it tells, and its labels."""
+    """A metric: its type, its help text, and its labels."""
 
     type: str
     text: str
@@ -167,14 +167,14 @@ FAMILIES: Final[Mapping[str, Family]] = {
         "counter", "Times a connection to the broker was opened again", ("connection",)
     ),
 }
-"""Every metric, by its name: what docs/metrics.md says of it is held against this."""
+"""Every metric, by its name; a test compares docs/metrics.md with this."""
 
 L = TypeVar("L", bound=tuple[str, ...])
 """The values of a metric's labels."""
 
 
 def family(name: str, values: Mapping[L, float]) -> Metric:
-    """Make a counter or a gauge of its values."""
+    """Make a counter or a gauge from its values."""
     kind, text, labels = FAMILIES[name]
     made: Any = (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(
         name, text, labels=labels
@@ -187,7 +187,7 @@ def family(name: str, values: Mapping[L, float]) -> Metric:
 def histogram(
     name: str, readings: Mapping[L, Reading], bounds: tuple[float, ...] | None = None
 ) -> Metric:
-    """Make a histogram of what was read; `bounds` are those of the readings, in seconds."""
+    """Make a histogram from readings; `bounds` are those of the readings, in seconds."""
     _, text, labels = FAMILIES[name]
     made = HistogramMetricFamily(name, text, labels=labels)
     for of, reading in readings.items():
@@ -199,7 +199,7 @@ def histogram(
 def _buckets(
     names: Sequence[str], reading: Reading
 ) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
-    """Give buckets, and beside them what is known by its trace of what is in them."""
+    """Return the buckets, each with its exemplar where there is one."""
     plain = list(zip(names, reading.counts, strict=True))
     if not reading.examples:
         return [*plain]
@@ -216,9 +216,9 @@ def _exemplar(example: Example) -> Exemplar:
 class SystemCollector(Collector):
     """The daemon's own metrics.
 
-    `status` is asked once a scrape and gives one picture for all of them. `reconnects` tells for
-    each connection to the broker how often it was opened again after a loss,
-    `audits` the outcome of each tenant's latest audit.
+    `status` is called once a scrape, so all metrics show one state. `reconnects` counts for each
+    connection to the broker how often it was reopened after a loss; `audits` gives the outcome of
+    each tenant's latest audit.
     """
 
     def __init__(
@@ -238,9 +238,9 @@ class SystemCollector(Collector):
         keys_age: Callable[[], float | None] = lambda: None,
         data_directory: Path | None = None,
     ) -> None:
-        """Of the file system of a `data_directory` it is told how full it is.
+        """With a `data_directory`, the metrics tell how full its file system is.
 
-        `lost_spans` counts by process and reason, `keys_age` seconds; None where no provider is.
+        `lost_spans` counts by process and reason; `keys_age` is in seconds, None without provider.
         """
         self._status = status
         self._recorder = recorder
@@ -257,7 +257,7 @@ class SystemCollector(Collector):
         self._data_directory = data_directory
 
     def collect(self) -> Iterator[Metric]:
-        """Give every metric as of now."""
+        """Yield every metric as of now."""
         status = self._status()
         tenants = [one for one in status.tenants.values() if one.lifecycle not in _NOT_SEEN]
         ids = [tenant.tenant_id for tenant in tenants]
@@ -312,12 +312,12 @@ class SystemCollector(Collector):
 def _of_those(
     tenant_ids: frozenset[str], counts: Mapping[tuple[str, str], int]
 ) -> Mapping[tuple[str, str], int]:
-    """Give the counts of some tenants, by tenant and reason."""
+    """Return the counts of some tenants, by tenant and reason."""
     return {of: count for of, count in counts.items() if of[0] in tenant_ids}
 
 
 def _by_one(values: Mapping[str, float]) -> Mapping[tuple[str], float]:
-    """Give values by the only label there is."""
+    """Return values keyed by their only label."""
     return {(label,): value for label, value in values.items()}
 
 
@@ -400,7 +400,7 @@ def _tenants(tenants: Iterable[TenantRuntime]) -> Iterator[Metric]:
 def _mailboxes(root: ActorStatus, tenant_ids: frozenset[str]) -> Mapping[tuple[str, str], float]:
     """Count waiting messages by tenant and kind of actor; the workers of a tenant together.
 
-    What is empty is left out: of thousands of tenants nearly all mailboxes are.
+    Empty mailboxes are left out: with thousands of tenants nearly all are empty.
     """
     found: dict[tuple[str, str], float] = {("", "supervisor"): root.mailbox}
     for tenant in root.children:

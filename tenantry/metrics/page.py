@@ -1,7 +1,7 @@
 """The page of metrics, in the formats of Prometheus and of OpenMetrics.
 
 prometheus-client writes them too, at two to four times the cost (ADR 0036), which with hundreds of
-tenants is felt by everything else the process does. The tests hold the two against each other.
+tenants slows down all other work of the process. The tests compare the two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _END: Final = "# EOF"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Metrics as they go to a scraper."""
+    """Metrics as sent to a scraper."""
 
     body: bytes
     content_type: str
@@ -49,23 +49,23 @@ class MetricsPage:
         GCCollector(registry=self._registry)
 
     def render(self, accept: str = "", accept_encoding: str = "") -> Page:
-        """Ask the collectors and write what they say: OpenMetrics for those who accept it.
+        """Write the collectors' metrics, as OpenMetrics if the scraper accepts that.
 
-        Compressed for those who accept that, as Prometheus does.
+        Compressed if the scraper accepts that, as Prometheus does.
         """
         return compressed(self.render_alone(accept), accept_encoding)
 
     def render_alone(self, accept: str = "") -> Page:
-        """Write it as it is, for who puts it together with others."""
+        """Write the page uncompressed, to be merged with others."""
         openmetrics = _accepts(accept, OPENMETRICS)
         text = write(self._registry.collect(), openmetrics=openmetrics)
         return Page(body=text.encode(), content_type=OPENMETRICS_TYPE if openmetrics else TEXT_TYPE)
 
 
 def compressed(page: Page, accept_encoding: str) -> Page:
-    """Compress a page for those who accept it.
+    """Compress a page if the scraper accepts that.
 
-    Lines of thousands of tenants are much alike, and a twentieth is left of them.
+    The lines of thousands of tenants are much alike, and compress to a twentieth.
     """
     if not _accepts(accept_encoding, "gzip"):
         return page
@@ -73,7 +73,7 @@ def compressed(page: Page, accept_encoding: str) -> Page:
 
 
 def _accepts(header: str, wanted: str) -> bool:
-    """Tell whether a header names something, and does not refuse it."""
+    """Tell whether a header names `wanted`, and does not refuse it."""
     for one in header.split(","):
         name, *parameters = (part.strip().lower() for part in one.split(";"))
         if name == wanted:
@@ -88,7 +88,7 @@ def _is_refusal(parameter: str) -> bool:
 
 
 _PLAIN_NAMES: Final = {"counter": "_total", "info": "_info"}
-"""What Prometheus's format adds to the names of families; OpenMetrics adds it to samples only."""
+"""Suffixes that Prometheus's format adds to families' names; OpenMetrics only to samples'."""
 
 _PLAIN_TYPES: Final = {"info": "gauge", "stateset": "gauge", "unknown": "untyped"}
 
@@ -114,7 +114,7 @@ def _family(family: Metric, openmetrics: bool) -> Iterator[str]:
     yield f"# TYPE {name} {kind}"
     for sample in family.samples:
         value = sample.value
-        # Whole numbers, which most are, need no more than their digits.
+        # Most values are whole numbers, for which str is enough.
         text = str(value) if type(value) is int else _number(value)
         if sample.exemplar is not None and openmetrics:
             text += _exemplar(sample.exemplar)
@@ -148,23 +148,23 @@ def _number(value: float) -> str:
 
 
 class Metrics(Protocol):
-    """What is shown under `/metrics`."""
+    """The page under `/metrics`."""
 
     def render(self, accept: str = "", accept_encoding: str = "") -> Page:
-        """Write it as the headers ask for: in a format, and compressed or not."""
+        """Write the page as the headers ask: in a format, and compressed or not."""
 
     def render_alone(self, accept: str = "") -> Page:
-        """Write what is this process's own, as it is."""
+        """Write this process's own metrics, uncompressed."""
 
 
 class MergedPage:
-    """The page of this process and of its siblings, whose pages `others` gives.
+    """The page of this process and of its siblings, whose pages `others` returns.
 
-    What can't be had in time is left out: its absence is what a scraper is to see.
+    A page that does not arrive in time is left out: the scraper is to see its absence.
     """
 
     def __init__(self, page: Metrics, node: str, others: Callable[[str], Iterable[str]]) -> None:
-        """`others` is given the header by which a format is asked for, and may take a while."""
+        """`others` is called with the `accept` header, and may take a while."""
         self._page = page
         self._node = node
         self._others = others
@@ -178,7 +178,7 @@ class MergedPage:
         return compressed(page, accept_encoding)
 
     def render_alone(self, accept: str = "") -> Page:
-        """Write this process's own, for one that merges them."""
+        """Write this process's own page, for the process that merges pages."""
         own = self._page.render_alone(accept)
         text = labelled(own.body.decode(), self._node)
         return Page(body=text.encode(), content_type=own.content_type)
@@ -199,7 +199,7 @@ def merged(pages: Iterable[str], *, openmetrics: bool) -> str:
 
 
 def labelled(text: str, node: str) -> str:
-    """Give each series of a page its node; one that has it already is left as it is."""
+    """Label each series of a page with its node, unless it has that label already."""
     label = f'{LABEL}="{node}"'
     written = []
     for line in text.splitlines():
@@ -215,7 +215,7 @@ def labelled(text: str, node: str) -> str:
 
 
 def _families(lines: Iterable[str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Give each family's name, what is said of it, and its samples."""
+    """Yield each family's name, its HELP and TYPE lines, and its samples."""
     name, head, samples = "", list[str](), list[str]()
     for line in lines:
         if line == _END or not line:

@@ -1,7 +1,7 @@
 """Statistics and refused calls in PostgreSQL.
 
-Statistics are a ring of slots a tenant, written for all of them in one call; refused calls of all
-nodes are counted in one place.
+Each tenant's statistics are a ring of slots, written for all tenants in one call; refused calls of
+all nodes are counted in one place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is counted while the actors work, and shown only at a scrape.
+"""The counters that the actors' work updates, read only at a scrape.
 
-A count costs the work next to nothing: a batch is one lock and a few additions, whatever its size;
-for a message's latency there is one comparison in C, and no call.
+Counting costs next to nothing: a batch takes one lock and a few additions, whatever its size; a
+message's latency takes one comparison in C, and no call.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ KINDS: Final = ("tenant", "consumer", "worker", "reconciler")
 """The kinds of actors that are restarted."""
 
 LOOP: Final = "loop"
-"""A thread that works beside the actors, and is not restarted."""
+"""The kind of a thread that works beside the actors, and is not restarted."""
 
 
 class Example(NamedTuple):
-    """A value that was counted, the trace that it was measured in, and when, in seconds."""
+    """A counted value, the trace it was measured in, and the time, in seconds."""
 
     trace_id: str
     value: float
@@ -45,8 +45,8 @@ class Example(NamedTuple):
 class Reading:
     """A distribution at a moment.
 
-    `counts` tells how many values lie at or under each bound, the last one how many there are.
-    `examples` has the latest of each slot that was in a trace; it is empty where none was.
+    `counts` are the numbers of values at or under each bound, the last one that of all values.
+    `examples` holds each slot's latest traced value; it is empty where no value was traced.
     """
 
     bounds: tuple[float, ...]
@@ -73,7 +73,7 @@ class Distribution:
             self._total += value
 
     def keep(self, value: float, example: Example) -> None:
-        """Keep an example of a value that is counted, in place of the one before in its slot."""
+        """Keep an example of a counted value, replacing the previous one in its slot."""
         slot = bisect_left(self._bounds, value)
         with self._lock:
             self._examples[slot] = example
@@ -85,7 +85,7 @@ class Distribution:
             self._total += total
 
     def read(self) -> Reading:
-        """Give everything counted so far."""
+        """Return everything counted so far."""
         with self._lock:
             counts, total, known = self._counts.copy(), self._total, self._examples.copy()
         examples = tuple(known.get(slot) for slot in range(len(counts))) if known else ()
@@ -100,10 +100,10 @@ class Distribution:
 def latencies(published_ms: list[int], now_ms: int) -> tuple[list[int], float]:
     """Sort a batch's times of publishing into slots of `LATENCY_MS`; their sum in seconds.
 
-    Sorts the list in place. What is published in the future, by another clock, took no time; a
-    time more than a year ago is not believed, and not counted.
+    Sorts the list in place. A message published in the future, by another clock, took no time; one
+    published more than a year ago is not believed, and not counted.
     """
-    published_ms.sort()  # Nearly so already: hardly more than a look at each.
+    published_ms.sort()  # Nearly sorted already: hardly more than one comparison each.
     del published_ms[: bisect_left(published_ms, now_ms - OLDEST_MS)]
     size = len(published_ms)
     at_most = [size - bisect_left(published_ms, now_ms - bound) for bound in LATENCY_MS]
@@ -113,7 +113,7 @@ def latencies(published_ms: list[int], now_ms: int) -> tuple[list[int], float]:
 
 
 class Recorder(Observer):
-    """Counts what the actors tell of; it is their observer. Callable from any thread."""
+    """Counts what the actors report, as their observer. Callable from any thread."""
 
     def __init__(self) -> None:
         self.batch_sizes = Distribution(BATCH_SIZES)
@@ -137,7 +137,7 @@ class Recorder(Observer):
         seconds: float,
         followed: Sequence[Followed] = (),
     ) -> None:
-        """Count a batch that has been committed just now."""
+        """Count a batch that has just been committed."""
         now_ms = time.time_ns() // 1_000_000
         self.batch_sizes.add(len(batch))
         self.store_seconds.add(seconds)
@@ -158,7 +158,7 @@ class Recorder(Observer):
                 known.keep(took, Example(one.trace_id, took / 1000, now_ms / 1000))
 
     def handled(self, topic: str, seconds: float, trace_id: str | None) -> None:
-        """Count a run of a topic's handler, and the trace that it was in, if it was."""
+        """Count a run of a topic's handler, with its trace, if it was traced."""
         known = self._handlers.get(topic)
         if known is None:
             known = self._handlers.setdefault(topic, Distribution(SECONDS))
@@ -173,7 +173,7 @@ class Recorder(Observer):
             counts.update(reasons)
 
     def ids_reused(self, tenant_id: str, count: int) -> None:
-        """Count messages that came under an id under which something else is stored."""
+        """Count messages whose id is that of another stored message."""
         with self._lock:
             self._reused[tenant_id] += count
 
@@ -199,7 +199,7 @@ class Recorder(Observer):
             self._stuck[kind] += 1
 
     def drifted(self, kind: str, outcome: str) -> None:
-        """Count something that had changed outside behind the daemon's back."""
+        """Count an outside object that was changed behind the daemon's back."""
         with self._lock:
             self._drift[kind, outcome] += 1
 
@@ -231,7 +231,7 @@ class Recorder(Observer):
             return self._stuck.copy()
 
     def drift(self) -> dict[tuple[str, str], int]:
-        """Count what had drifted, by kind and outcome."""
+        """Count drifted objects, by kind and outcome."""
         with self._lock:
             return dict(self._drift)
 
@@ -241,15 +241,15 @@ class Recorder(Observer):
             return dict(self._failed_attempts.get(tenant_id, {}))
 
     def reused_ids(self, tenant_id: str) -> int:
-        """Count a tenant's messages that came under an id that another message has."""
+        """Count a tenant's messages whose id another stored message has."""
         with self._lock:
             return self._reused.get(tenant_id, 0)
 
     def handlers(self) -> dict[str, Reading]:
-        """Give the times that runs of each topic's handler took."""
+        """Return the times that runs of each topic's handler took."""
         return {topic: known.read() for topic, known in list(self._handlers.items())}
 
     def latency(self, tenant_id: str) -> Reading | None:
-        """Give a tenant's latencies in milliseconds (their sum in seconds); None before any."""
+        """Return a tenant's latencies in milliseconds (their sum in seconds); None before any."""
         known = self._latencies.get(tenant_id)
         return None if known is None else known.read()

@@ -1,4 +1,4 @@
-"""Calls of publishing that were refused: counted where they are answered, kept for all nodes."""
+"""Refused publishing calls: counted in the process that answers them, stored for all nodes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
 EVERY: Final = 4.0
-"""Seconds between two times that what was counted is handed over."""
+"""Seconds between hand-overs of the counts to the store."""
 
 
 class Reason(StrEnum):
-    """Which limit of its tenant a call was beyond."""
+    """The tenant's limit that a call exceeded."""
 
     RATE = "rate"
     BACKLOG = "backlog"
 
 
 class Refused(NamedTuple):
-    """What is counted together: calls of a tenant, one of those that had its id, for a reason."""
+    """A counter's key: a tenant, its incarnation, and the reason of the refusal."""
 
     tenant_id: str
     incarnation: int
@@ -28,16 +28,16 @@ class Refused(NamedTuple):
 
 
 class RefusalStore(Protocol):
-    """Keeps how many calls of each tenant were refused since it was created.
+    """Stores how many calls of each tenant were refused since it was created.
 
     Raises `StoreUnavailableError`.
     """
 
     def add(self, counts: Mapping[Refused, int]) -> None:
-        """Count more; of tenants that are no more nothing."""
+        """Add counts; those of tenants that no longer exist are dropped."""
 
     def totals(self) -> Mapping[tuple[str, str], int]:
-        """Count all, by tenant and reason; what is 0 may be left out."""
+        """Return all counts, by tenant and reason; zeros may be left out."""
 
 
 class Refusals:
@@ -48,12 +48,12 @@ class Refusals:
         self._counts: Counter[Refused] = Counter()
 
     def note(self, refused: Refused) -> None:
-        """Count one more."""
+        """Count one refused call."""
         with self._lock:
             self._counts[refused] += 1
 
     def hand_over(self, add: Callable[[Mapping[Refused, int]], None]) -> None:
-        """Give what was counted to `add`; where that fails, it is given again the next time."""
+        """Pass the counts to `add`; if that fails, they are passed again the next time."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
         if not counts:
@@ -67,16 +67,16 @@ class Refusals:
 
 
 class RefusalTotals:
-    """What all processes have refused, as it was at the latest `turn`, which is one thread's."""
+    """The refused calls of all processes as of the latest `turn`, which one thread calls."""
 
     def __init__(self, store: RefusalStore, own: Refusals) -> None:
-        """What this process has refused is handed over first."""
+        """Each `turn` first hands over this process's `own` counts."""
         self._store = store
         self._own = own
         self._totals: Mapping[tuple[str, str], int] = {}
 
     def turn(self) -> None:
-        """Look anew. Raises `StoreUnavailableError`."""
+        """Read the totals again. Raises `StoreUnavailableError`."""
         self._own.hand_over(self._store.add)
         self._totals = self._store.totals()
 

@@ -1,7 +1,7 @@
-"""What became of each tenant's messages over time: noted once a minute, and shown in points.
+"""Statistics of each tenant's messages over time: noted once a minute, and shown in points.
 
-A tenant of which nothing changes and of which nothing waits costs nothing. Counts are those of the
-database, and none is missed; latencies that a node had not noted when it died are.
+A tenant without changes and without a backlog costs nothing. Counts are those of the database, and
+none is missed; latencies that a node had not noted when it died are lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOOK_EVERY: Final = 2.0
 """Seconds between looks whether a minute is over."""
 
 NOTED_WITHIN: Final = 5.0
-"""Seconds after a minute's end within which it is noted, as a rule."""
+"""Seconds after a minute's end within which the minute is noted, as a rule."""
 
 MINUTE: Final = timedelta(minutes=1)
 HOUR: Final = timedelta(hours=1)
@@ -34,7 +34,7 @@ STEPS: Final = (
     (DAY, 15 * MINUTE),
     (WEEK, HOUR),
 )
-"""How far apart points are, by the longest window that has them."""
+"""The distance between points, by the longest window that uses it."""
 
 BUCKETS: Final = len(LATENCY_MS) + 1
 NONE: Final = (0,) * BUCKETS
@@ -43,7 +43,7 @@ Outcomes = tuple[int, int, int]
 
 
 class Note(NamedTuple):
-    """What is noted of a tenant beside its counts: how much waits, latencies by bucket."""
+    """What is noted of a tenant beside its counts: its backlog, and latencies by bucket."""
 
     backlog: int
     latencies: Sequence[int]
@@ -51,7 +51,7 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """What became of a tenant's messages from a time on; `backlog` is the most that waited."""
+    """The outcomes of a tenant's messages from `at` on; `backlog` is the most that waited."""
 
     at: datetime
     stored: int = 0
@@ -61,7 +61,7 @@ class Slot:
     latencies: Sequence[int] = NONE
 
     def plus(self, other: Slot) -> Slot:
-        """Take another's counts to this one's."""
+        """Return a slot with another's counts added to this one's."""
         return Slot(
             at=self.at,
             stored=self.stored + other.stored,
@@ -72,10 +72,10 @@ class Slot:
         )
 
     def latency(self, share: float) -> float | None:
-        """Give the milliseconds within which so great a share of the messages was stored.
+        """Return the milliseconds within which this share of the messages was stored.
 
-        None where there were none. Within a bucket they are taken to be spread evenly; beyond the
-        last bound nothing more is known.
+        None where there were none. Messages are taken to be spread evenly within a bucket; the last
+        bound stands for any longer latency.
         """
         wanted = sum(self.latencies) * share
         if not wanted:
@@ -90,9 +90,9 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A tenant's statistics of a time: `points` a `step` apart, and all of them together.
+    """A tenant's statistics over a window: `points` a `step` apart, and their `total`.
 
-    What has become of its messages is known until `end`, at which the last point may not be over.
+    The statistics are known until `end`, which may lie within the last point.
     """
 
     step: timedelta
@@ -101,7 +101,7 @@ class Series:
     end: datetime
 
     def seconds(self, point: Slot) -> float:
-        """Tell how much time is in a point."""
+        """Return how many seconds a point covers."""
         return (min(self.end, point.at + self.step) - point.at).total_seconds()
 
 
@@ -112,16 +112,16 @@ class StatisticsStore(Protocol):
     """
 
     def note(self, at: datetime, notes: Mapping[str, Note]) -> None:
-        """Note what became of tenants' messages since they were noted last, as of a minute."""
+        """Note tenants' statistics since the previous note, as of a minute."""
 
     def read(
         self, tenant_id: str, *, hourly: bool, start: datetime, end: datetime
     ) -> Sequence[Slot]:
-        """Give the slots of a tenant from one time to another; none where nothing was done."""
+        """Return a tenant's slots in a time range; there is none where nothing was done."""
 
 
 class StatisticsKeeper:
-    """Notes the statistics of this node's tenants when a minute is over. `turn` is one thread's."""
+    """Notes this node's tenants' statistics when a minute is over. One thread calls `turn`."""
 
     def __init__(
         self,
@@ -141,9 +141,9 @@ class StatisticsKeeper:
         self._p99: dict[tuple[str, int | None], float | None] = {}
 
     def latency_p99(self, tenant_id: str, incarnation: int) -> float | None:
-        """Give the milliseconds within which all but one of 100 messages of a minute were stored.
+        """Return the 99th percentile of latencies, in milliseconds.
 
-        Of the last minute that is over; None where nothing was stored in it. From any thread.
+        It is that of the last full minute; None if nothing was stored in it. From any thread.
         """
         return self._p99.get((tenant_id, incarnation))
 
@@ -156,7 +156,7 @@ class StatisticsKeeper:
             go_on()
 
     def end(self) -> None:
-        """Note what there is to note, before its minute is over."""
+        """Note the current minute before it is over."""
         self._note(int(self._now() // 60))
 
     def _note(self, minute: int) -> None:
@@ -189,7 +189,7 @@ class StatisticsKeeper:
 
 
 class Statistics:
-    """Gives tenants' statistics in points that are a step apart, those in which nothing was too."""
+    """Gives tenants' statistics in points that are a step apart, including empty points."""
 
     def __init__(
         self, store: StatisticsStore, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -198,9 +198,9 @@ class Statistics:
         self._now = now
 
     def series(self, tenant_id: str, window: timedelta) -> Series:
-        """Give what became of a tenant's messages in a window up to the last minute. Blocks.
+        """Return a tenant's statistics in a window up to the last minute. Blocks.
 
-        It begins where a step does. Raises `StoreUnavailableError`.
+        The window begins where a step does. Raises `StoreUnavailableError`.
         """
         step = next(step for longest, step in STEPS if window <= longest)
         seconds = int(step.total_seconds())
@@ -220,7 +220,7 @@ class Statistics:
 
 
 def _since(before: Sequence[int] | None, counts: Sequence[int]) -> Sequence[int]:
-    """Tell what was counted since; all of it, where it was counted anew."""
+    """Return the counts since `before`; all of them, where the counters were reset."""
     if before is None:
         return counts
     fresh = tuple(map(int.__sub__, counts, before))
