@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from math import inf
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,7 +40,7 @@ from tests import brokers
 from tests.brokers import Broker, RecordingSink, bodies
 from tests.depth import examples
 from tests.services_postgres import in_database
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 ENQUEUE = """
 SELECT tenantry.enqueue(%s, ARRAY['default'], ARRAY[%s], ARRAY[%s::bytea], ARRAY['text/plain'],
@@ -168,6 +170,38 @@ def test_the_queues_of_a_reader_that_was_killed_are_free_at_once(
     again = subscribed(broker, tenant).received(2)
     assert bodies(again) == [b"1", b"2"]
     assert all(one.redelivered for one in again)
+
+
+def test_subscriptions_that_are_closed_together_release_their_queues_with_one_statement(
+    broker: Broker, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenants = [broker.tenant() for _ in range(5)]
+    sinks = [RecordingSink() for _ in tenants]
+    reader = broker.consuming
+    assert isinstance(reader, PostgresConsuming)
+    subscriptions = [
+        reader.subscribe(tenant.queues(), prefetch=100, sink=sink)
+        for tenant, sink in zip(tenants, sinks, strict=True)
+    ]
+    for sink in sinks:
+        sink.heard("consuming")
+    released: list[int] = []
+    release = QueueSession.release
+
+    def noting(session: QueueSession, readings: Sequence[QueueReading]) -> None:
+        released.append(len(readings))
+        release(session, readings)
+
+    monkeypatch.setattr(QueueSession, "release", noting)
+    closed = threading.Event()
+    reader.call(partial(closed.wait, DEADLINE))
+    for subscription in subscriptions:
+        subscription.close()
+    closed.set()
+    with brokers.postgres(database) as other:
+        for tenant in tenants:
+            subscribed(other, tenant).heard("consuming")
+    assert released[0] == sum(len(tenant.queues()) for tenant in tenants)
 
 
 def test_a_frozen_reader_loses_its_queues_when_its_lease_runs_out_and_reads_no_more(
