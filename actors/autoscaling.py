@@ -1,4 +1,4 @@
-"""How many workers a tenant should have: by its backlog, and by what more of them have brought."""
+"""Autoscaling: how many workers a tenant should have, by its backlog and by earlier raises."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from tenantry.domain.limits import Limits
 from tenantry.domain.tenant import Lifecycle
 
 LOOK_SECONDS: Final = 5.0
-"""Seconds between two looks: the broker's counts are as old."""
+"""Seconds between two looks: the broker's counts may be that old."""
 
 LONGEST_WAIT: Final = 1.0
-"""Seconds that a message may wait for those before it until more workers are wanted."""
+"""Seconds that a message may wait in the backlog before more workers are wanted."""
 
 SATURATED: Final = 0.8
-"""The part of their time that workers are busy from which more are worth a try."""
+"""The busy share of workers' time from which more workers are worth a try."""
 
 CALM: Final = 0.5
-"""The part of their time that workers are busy below which fewer are enough."""
+"""The busy share of workers' time below which fewer workers are enough."""
 
 CALM_SECONDS: Final = 60.0
-"""Seconds of calm before workers are taken away: the next burst finds them still there."""
+"""Seconds of calm before workers are taken away, so that a soon burst still finds them."""
 
 ROOMY: Final = 0.7
-"""The part of their time that those who are left shall be busy at most."""
+"""The greatest busy share that the remaining workers are to have."""
 
 WORTHWHILE: Final = 0.25
-"""The part of a proportional gain that more workers have to bring, or they are taken back."""
+"""The share of a proportional gain that added workers must bring, or they are taken back."""
 
 FIRST_HOLD: Final = 60.0
 LONGEST_HOLD: Final = 960.0
-"""Seconds in which no more are tried, after more have brought nothing: doubled each time."""
+"""Seconds without another raise after a raise that brought nothing: doubled each time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """A tenant as it was at one moment, `at` in seconds of a monotonic clock.
 
-    `busy_seconds` and `settled` (messages) only ever rise, as long as its consumer is the same;
-    `backlog` counts the messages that wait, None where that is not known.
+    `busy_seconds` and `settled` (messages) only ever rise while the consumer is the same;
+    `backlog` counts the waiting messages, None where that is not known.
     """
 
     at: float
@@ -63,7 +63,7 @@ class Resizing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Raise:
-    """More workers, on trial: what so many stored a second before."""
+    """A raise on trial: workers `before` and `after`, and the messages a second before (`rate`)."""
 
     before: int
     rate: float
@@ -74,9 +74,9 @@ class Autoscaler:
     """Follows one tenant's load.
 
     Workers are doubled while all are busy and messages wait longer than `LONGEST_WAIT`. At the
-    next look more have to have stored more, or they are taken back: where the database is what is
-    slow, they help nobody. Fewer are left once few have been enough for `CALM_SECONDS`. Between
-    `CALM` and `SATURATED` nothing changes.
+    next look the added workers must have raised the rate, or they are taken back: they don't help
+    where the database is the bottleneck. Workers are removed once fewer have been enough for
+    `CALM_SECONDS`. Between `CALM` and `SATURATED` nothing changes.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Autoscaler:
         self._busiest = 0.0
 
     def look(self, sample: Sample, limits: Limits) -> Resizing | None:
-        """Give the number of workers that there should be, if it is another."""
+        """Return the wanted number of workers, if it differs from the present one."""
         last, trial = self._last, self._trial
         if last is None or not _follows(last, sample, trial):
             self._last = sample
@@ -98,7 +98,7 @@ class Autoscaler:
         busy = (sample.busy_seconds - last.busy_seconds) / seconds
         rate = (sample.settled - last.settled) / seconds
         if not rate and busy >= SATURATED * sample.workers:
-            return None  # They are at something long: more is known once some of it is done.
+            return None  # All workers are on long work: its rate is known once some is done.
         self._last, self._trial = sample, None
         wanted = self._judged(trial, rate, busy, sample) or self._wanted(rate, busy, sample, limits)
         if wanted is None or limits.within(wanted.workers) == sample.workers:
@@ -112,9 +112,9 @@ class Autoscaler:
     def _judged(
         self, trial: _Raise | None, rate: float, busy: float, sample: Sample
     ) -> Resizing | None:
-        """Take back workers that have brought nothing."""
+        """Take back added workers that have not raised the rate."""
         if trial is None or busy < SATURATED * sample.workers or not sample.backlog:
-            return None  # There was not enough to do for all of them: nothing is proven.
+            return None  # There was too little work for all of them: nothing is proven.
         proportional = trial.after / trial.before - 1
         if rate >= trial.rate * (1 + WORTHWHILE * proportional):
             self._hold = FIRST_HOLD
@@ -156,7 +156,7 @@ class Autoscaler:
 
 
 def _follows(last: Sample, sample: Sample, trial: _Raise | None) -> bool:
-    """Tell whether what happened in between was the work of this number of workers."""
+    """Tell whether the work between the samples was done by this number of workers."""
     return (
         sample.workers == (last.workers if trial is None else trial.after)
         and sample.at > last.at
@@ -166,13 +166,13 @@ def _follows(last: Sample, sample: Sample, trial: _Raise | None) -> bool:
 
 
 class Autoscaling:
-    """Follows the load of all tenants of a node whose limits ask for it; used by the supervisor."""
+    """Autoscales the tenants of a node whose limits ask for it; used by the supervisor."""
 
     def __init__(self) -> None:
         self._tenants: dict[str, Autoscaler] = {}
 
     def look(self, now: float, runtimes: Iterable[TenantRuntimeState]) -> list[ResizeWorkers]:
-        """Look at what the tenants do; give the commands that resize some of them."""
+        """Sample the tenants' load; return the commands that resize some of them."""
         followed: dict[str, Autoscaler] = {}
         commands = []
         for runtime in runtimes:
@@ -193,7 +193,7 @@ class Autoscaling:
 
 
 def _works(runtime: TenantRuntimeState) -> bool:
-    """Tell whether what a tenant does says how many workers it needs: nothing is away."""
+    """Tell whether a tenant's load shows how many workers it needs: no outage holds it up."""
     active = runtime.state is not None and runtime.state.lifecycle is Lifecycle.ACTIVE
     return active and runtime.consuming and not runtime.store_down
 

@@ -1,8 +1,8 @@
-"""When what has failed is tried again: Erlang's restart intensity for children, pauses for outages.
+"""Retries after failures: Erlang's restart intensity for children, pauses for outages.
 
-A child may fail some times within a period, its restart intensity; one failure more, and its parent
-gives it up. What a parent does then is its own affair: a tenant fails in its turn, the supervisor
-parks the tenant. An outage is no failure: it is waited out.
+A child may fail a number of times within a period, its restart intensity; at one failure more, its
+parent gives it up. Then a tenant as parent fails in its turn; the supervisor parks the tenant. An
+outage is not a failure: it is waited out.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ LONGEST_OUTAGE_BACKOFF: Final = 2.0
 """Seconds between attempts during an outage: short, so that work goes on soon after it."""
 
 HOPELESS: Final = 60.0
-"""Seconds between attempts at a child that fails although it has been given up."""
+"""Seconds between restarts of a child that keeps failing after it was given up."""
 
 
 def backoff(failures: int, longest: float = LONGEST_BACKOFF) -> float:
-    """Give seconds to wait after so many failures in a row: doubling, bounded, with jitter."""
+    """Return seconds to wait after so many failures in a row: doubling, bounded, with jitter."""
     ceiling = min(longest, FIRST_BACKOFF * 2.0 ** min(max(failures - 1, 0), 16))
     return ceiling * (0.5 + random.random() / 2)  # noqa: S311
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intensity:
-    """How many restarts within how many seconds are worth trying."""
+    """The restart intensity: at most `restarts` within so many seconds."""
 
     restarts: int = 5
     within: float = 30.0
@@ -45,14 +45,14 @@ class Intensity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restart:
-    """What becomes of a child that failed: whether it is given up; seconds until its next start."""
+    """The verdict on a failed child: whether it is given up; seconds until its next start."""
 
     given_up: bool
     delay: float
 
 
 class Restarts:
-    """A parent's record of its children's failures. Each child is judged by its own alone."""
+    """A parent's record of its children's failures; each child is judged by its own failures."""
 
     def __init__(self, intensity: Intensity | None = None) -> None:
         self._intensity = intensity or Intensity()
@@ -79,7 +79,7 @@ class Restarts:
 
 
 class Retries:
-    """Sends `actor` a `Reminder.TRY_AGAIN` when it is time; while one is on its way, no other."""
+    """Sends `actor` a `Reminder.TRY_AGAIN` when it is time; one at a time."""
 
     def __init__(self, *, actor: Ref, clock: Clock) -> None:
         self._actor = actor
@@ -88,7 +88,7 @@ class Retries:
         self._waiting = False
 
     def after(self, error: Exception) -> None:
-        """Try again soon: there is an outage."""
+        """Schedule another attempt soon, after an outage."""
         self._failures += 1
         if self._waiting:
             return
@@ -97,7 +97,7 @@ class Retries:
         self._remind(delay)
 
     def much_later(self, reason: str) -> None:
-        """Try again in a minute: it has failed too often, and must be done all the same."""
+        """Schedule another attempt in a minute: it failed too often, but has to be done."""
         log.error("tenant.stands_still", reason=reason, seconds=HOPELESS)
         self._remind(HOPELESS)
 
@@ -106,7 +106,7 @@ class Retries:
         self._waiting = False
 
     def succeeded(self) -> None:
-        """Note that all is done; after the next failure it is tried again at once."""
+        """Note success; the backoff begins anew with the next failure."""
         self._failures = 0
 
     def _remind(self, delay: float) -> None:

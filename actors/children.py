@@ -22,7 +22,7 @@ from tenantry.messages.port import Counts
 
 
 class Children:
-    """What a tenant owns. One consumer at most; as many workers as the consumer has asked for."""
+    """A tenant's children: one consumer at most; as many workers as the consumer asked for."""
 
     def __init__(
         self, *, tenant_id: str, parent: Ref, runtime: TenantRuntimeState, ports: ActorPorts
@@ -37,14 +37,14 @@ class Children:
         self._prefetch = 0
         self.consumer: Ref | None = None
         self.after_drain: Final[list[Callable[[], None]]] = []
-        """What is to be done once the consumer, which has been told to drain, has drained."""
+        """Steps to take once the draining consumer has drained."""
 
     def outdated(self, state: TenantState) -> bool:
-        """Tell whether there is a consumer, and the tenant has other queues or prefetch."""
+        """Tell whether the consumer's queues or prefetch differ from the tenant's."""
         return self.consumer is not None and (self._queues, self._prefetch) != self._taken_by(state)
 
     def consume(self, state: TenantState, totals: Counts | None = None) -> None:
-        """Start the consumer; if it is there and waits for its queues, have it begin again.
+        """Start the consumer; if it exists but does not consume, have it resubscribe.
 
         The tenant's `totals` are looked up where they are not given.
         """
@@ -79,7 +79,7 @@ class Children:
         runtime.letters_found = 0
 
     def resubscribe(self) -> None:
-        """Have the consumer begin again on a new channel, if there is one."""
+        """Have the consumer, if there is one, begin again on a new channel."""
         if self.consumer is not None:
             tell(self.consumer, Resubscribe())
 
@@ -112,18 +112,18 @@ class Children:
             self._runtime.departures.let_go(worker)
 
     def failed(self, child: Ref, error: str, *, stuck: bool) -> float | None:
-        """Take note of a child that failed, or of one that hangs, which is replaced like it.
+        """Take note of a child that failed, or that is stuck; both are replaced.
 
-        A worker's batch is the consumer's again, which will ask for another worker. After a
-        failure of the consumer, whose channel is closed, everything is stopped; gives the seconds
-        to wait before it is started anew. None, if there is nothing to do.
-        Raises `EscalationError` where that is not worth trying any more.
+        A worker's batch goes back to the consumer, which will ask for another worker. After a
+        failure of the consumer, whose channel is closed, all children are stopped. Returns the
+        seconds to wait before the consumer is started again, or None if there is nothing to do.
+        Raises `EscalationError` if the restart intensity is exceeded, or the consumer is stuck.
         """
         runtime, observer = self._runtime, self._ports.observer
         name = self._name_of(child)
         if name is None and child != self.consumer:
             return None
-        # Workers are judged together: they are alike, and a bad batch goes from one to the next.
+        # Workers are judged together: they are alike, and a bad batch moves between them.
         kind = "consumer" if name is None else "worker"
         if stuck:
             observer.actor_stuck(kind)
@@ -139,13 +139,13 @@ class Children:
                 tell(self.consumer, WorkerLost(worker=child))
             return None
         if stuck:
-            # It may come back and write to the runtime state: the tenant begins anew, with another.
+            # It may wake and write to the runtime state: the tenant restarts, with a new state.
             raise EscalationError(f"its consumer hangs: {error}")
         self.stop()
         return restart.delay
 
     def drain(self, then: Callable[[], None]) -> None:
-        """Have the consumer finish what it has accepted, let it go, then go on with `then`."""
+        """Have the consumer finish its accepted deliveries and stop, then call `then`."""
         if self.consumer is None:
             then()
             return
@@ -153,7 +153,7 @@ class Children:
         tell(self.consumer, Drain())
 
     def drained(self) -> None:
-        """Stop them all: what was accepted is finished, or never will be. Go on."""
+        """Stop all children, whose accepted deliveries are finished or given up; then go on."""
         self.stop()
         after = self.after_drain.copy()
         self.after_drain.clear()
@@ -161,7 +161,7 @@ class Children:
             then()
 
     def stop(self) -> None:
-        """Stop them all; harmless if there are none."""
+        """Stop all children; harmless if there are none."""
         runtime = self._runtime
         consumer, self.consumer = self.consumer, None
         runtime.consumer = None
@@ -174,7 +174,7 @@ class Children:
         runtime.store_down = False
 
     def _taken_by(self, state: TenantState) -> tuple[tuple[QueueSpec, ...], int]:
-        """Give the queues that a consumer takes, and how much it takes at once of each."""
+        """Return the queues that a consumer of the tenant reads, and the prefetch of each."""
         queues = topology_of(state).queues()
         return queues, prefetch_of(state.limits, self._ports, queues)
 
@@ -182,7 +182,7 @@ class Children:
         return next((name for name, ref in self._runtime.workers.items() if ref == worker), None)
 
     def _orphaned(self, child: Ref) -> bool:
-        """Let a new child go again if the tenant was replaced before it could be known."""
+        """Drop a new child if the tenant was replaced meanwhile; return whether it was."""
         if not heartbeat_of(self._parent).is_fenced():
             return False
         self._runtime.departures.replace(child)

@@ -19,7 +19,7 @@ class Clock(Protocol):
     """Sends messages later, and tells the time. Callable from any thread."""
 
     def now(self) -> float:
-        """Give seconds of a clock that never goes back."""
+        """Return seconds of a clock that never goes back."""
 
     def tell_later(self, delay: float, ref: Ref, message: object) -> None:
         """Tell `ref` a message in `delay` seconds; harmless if the actor is gone by then."""
@@ -36,7 +36,7 @@ class ThreadClock:
         self._stopping = False
 
     def now(self) -> float:
-        """Give seconds of the system's monotonic clock."""
+        """Return seconds of the system's monotonic clock."""
         return time.monotonic()
 
     def tell_later(self, delay: float, ref: Ref, message: object) -> None:
@@ -47,7 +47,7 @@ class ThreadClock:
                 self._changed.notify()
 
     def run(self) -> None:
-        """Send what falls due until `stop`."""
+        """Send messages as they fall due, until `stop`."""
         while True:
             with self._changed:
                 while not self._stopping and (not self._due or self._due[0][0] > self.now()):
@@ -60,7 +60,7 @@ class ThreadClock:
             tell(ref, message)
 
     def stop(self) -> None:
-        """End `run`; what has not fallen due is never sent."""
+        """End `run`; messages that are not due yet are never sent."""
         with self._changed:
             self._stopping = True
             self._changed.notify()

@@ -1,8 +1,8 @@
 """The consumer: makes batches of a tenant's deliveries, and acks of its workers' commits.
 
-The consumer alone knows which delivery is where. Deliveries come in the order of their tags and
-are cut into batches in that order, so what may be acknowledged is always the batches at the head
-of the queue that are done: one ack settles them all.
+The consumer alone knows where each delivery is. Deliveries come in the order of their tags and are
+cut into batches in that order, so the batches that may be acknowledged are always the finished ones
+at the head: one multiple ack settles them all.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from tenantry.telemetry.logging import Sparing
 log = structlog.get_logger("actors.consumer")
 
 SMALLEST_PREFETCH: Final = 100
-"""Of one queue, however many share the tenant's."""
+"""Of one queue, however many queues share the tenant's prefetch."""
 
 LARGEST_BATCH_BYTES: Final = 8 * 1024 * 1024
 
@@ -57,15 +57,15 @@ NO_TAG: Final = 2**63
 """Above every tag."""
 
 MOST_NAMED: Final = 5
-"""Queues that are named in a status; there may be a thousand."""
+"""Most queues named in a status; there may be a thousand."""
 
 
 class Consumer(SupervisedActor):
     """Owns a tenant's subscription.
 
-    A delivery's way leads from the `Buffer` by a worker of the `WorkerPool` to its `Settlement`. A
-    batch goes out at once when no worker is busy; otherwise when it is full, when it has waited
-    for the linger, or when a worker comes free: small batches when idle, large ones under load.
+    A delivery goes from the `Buffer` through a worker of the `WorkerPool` to the `Settlement`. A
+    batch goes out at once when no worker is busy; otherwise when it is full or the linger is over,
+    and a worker is free: small batches when idle, large ones under load.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Consumer(SupervisedActor):
         lanes = lanes_of([(one.topic, one.partition) for one in queues if one.ordered])
         self._buffer = Buffer(consumer=me, ports=ports, lanes=lanes)
         self._redo: deque[Batch] = deque()
-        """Batches to be given out again, before what is in no batch yet."""
+        """Batches to be given out again, before deliveries that are in no batch yet."""
         self._pool = WorkerPool(
             consumer=me, tenant=parent, limit=workers, clock=clock, runtime=runtime
         )
@@ -111,7 +111,7 @@ class Consumer(SupervisedActor):
         )
 
     def handle(self, message: object) -> None:
-        """Handle a message of the broker, a worker, the tenant or the clock."""
+        """Handle a message from the broker, a worker, the tenant or the clock."""
         match message:
             case Arrived(generation=generation, deliveries=deliveries):
                 self._arrived(generation, deliveries)
@@ -141,7 +141,7 @@ class Consumer(SupervisedActor):
                 self._runtime.refusal = None
                 self._cancelled = True
                 if self._pace is not None:
-                    # They would wait for tokens, perhaps for long: the broker has them again.
+                    # Buffered deliveries might wait long for tokens: the broker gets them back.
                     self._buffer.withhold()
                 self._drained_if_done()
             case ChannelLost(generation=generation, reason=reason, missing=missing):
@@ -178,7 +178,7 @@ class Consumer(SupervisedActor):
                 raise TypeError(f"a consumer can't handle {reminder}")
 
     def stopped(self) -> None:
-        """Close the channel: what is unsettled on it is the broker's again."""
+        """Close the channel: the broker requeues the deliveries unsettled on it."""
         self._runtime.consuming = False
         self._runtime.refusal = None
         self._runtime.buffered = 0
@@ -200,7 +200,7 @@ class Consumer(SupervisedActor):
     # Deliveries in.
 
     def _adopt(self, generation: int) -> None:
-        """Take a newer channel for the present one; what the older one has brought is void."""
+        """Switch to a newer channel's generation; deliveries of the older channel are void."""
         if generation > self._generation:
             self._generation = generation
             self._forget_deliveries()
@@ -219,7 +219,7 @@ class Consumer(SupervisedActor):
             self._generation = generation + 1
             self._forget_deliveries()
         if not self._runtime.consuming:
-            # Lost before it consumed: what is in the way is in its own way.
+            # The channel was lost before it consumed: its own queues are the obstacle.
             self._runtime.refused += 1
         self._runtime.consuming = False
         if not (self._draining or self._cancelled):
@@ -233,7 +233,7 @@ class Consumer(SupervisedActor):
         self._drained_if_done()
 
     def _forget_deliveries(self) -> None:
-        """Drop what can't be acknowledged any more. Batches that workers have are left to them."""
+        """Drop deliveries that can't be acknowledged any more; workers keep their batches."""
         self._buffer.clear()
         self._redo.clear()
         self._settlement.clear(self._pool.busy.values())
@@ -241,7 +241,7 @@ class Consumer(SupervisedActor):
     # Batches out.
 
     def _go_on(self) -> None:
-        """Do what a worker that is done, or lost, may have made possible."""
+        """Dispatch, and finish a drain, after a worker is done or lost."""
         self._dispatch()
         self._drained_if_done()
 
@@ -255,7 +255,7 @@ class Consumer(SupervisedActor):
                 redo.appendleft(batch)
 
     def _cut(self) -> Batch | None:
-        """Make the next batch, if it should go now."""
+        """Cut the next batch, if one should go out now."""
         if self._pool.busy and not self._buffer.is_due():
             return None
         most, pace = self._batch_size(), self._pace
@@ -275,7 +275,7 @@ class Consumer(SupervisedActor):
         return self._ports.limits().batch_size
 
     def _retry(self) -> None:
-        """Give out what is due. Once draining, what is held stays so: the broker has it again."""
+        """Give out due held deliveries. While draining they stay held: the broker requeues them."""
         self._settlement.reminded()
         if self._draining or self._cancelled:
             return
@@ -295,20 +295,20 @@ class Consumer(SupervisedActor):
         runtime.dead_lettered += done.listed
         runtime.meter.add(result.stored + result.duplicates + len(result.unstorable))
         if done.batch.generation == self._generation:
-            # What is left is shared by all who have nothing to do: handlers are slow. A batch whose
-            # turn has not come is left as a whole.
+            # The left deliveries are shared by all idle workers, since handlers are slow. A batch
+            # that got no turn is left as a whole.
             parts = max(1, places) if len(result.left) < len(done.batch.deliveries) else 1
             uncut = self._buffer.first_tag
             self._redo += self._settlement.done(done.batch, result, parts=parts, uncut=uncut)
             if self._pace is not None and done.batch.ticket is not None:
-                # They go into a batch again, as others that are held or left do not.
+                # These go into a new batch, which is counted again; unordered ones do not.
                 self._pace.gone(-len(result.left) - len(result.held))
         else:
             self._settlement.let_go(done.batch)
         self._go_on()
 
     def _worker_lost(self, worker: Ref) -> None:
-        """Take back the batch of a worker that failed, to be done by another."""
+        """Take back the batch of a failed worker, for another worker to do."""
         batch = self._pool.lost(worker)
         if batch is not None and batch.generation == self._generation:
             batch.attempt += 1
@@ -338,7 +338,7 @@ class Consumer(SupervisedActor):
 
 
 def prefetch_of(limits: Limits, ports: ActorPorts, queues: Sequence[QueueSpec]) -> int:
-    """Give how many deliveries of each of a tenant's queues may be unsettled."""
+    """Return the prefetch of each of a tenant's queues."""
     share = max(SMALLEST_PREFETCH, ports.limits().prefetch // len(queues))
     return prefetch_within(limits, share, queues=len(queues))
 
@@ -347,7 +347,7 @@ class Buffer:
     """Deliveries in the order of their tags, cut into batches in that order.
 
     A small batch lingers a little: `Reminder.LINGER_OVER` says when it has waited long enough.
-    Those of partitions in order wait in `lanes`, and make batches of their own.
+    Deliveries of partitions in order wait in `lanes`, and make batches of their own.
     """
 
     def __init__(self, *, consumer: Ref, ports: ActorPorts, lanes: Lanes | None) -> None:
@@ -360,11 +360,11 @@ class Buffer:
         self._since = 0.0
         self._lingering = False
         self._withheld = 0
-        """From which tag on nothing is given out any more; 0 while all is."""
+        """The tag from which on deliveries are withheld; 0 while none is."""
 
     @property
     def ready(self) -> int:
-        """How many deliveries could go now."""
+        """How many deliveries could go into a batch now."""
         lanes = None if self._withheld else self._lanes
         return len(self.pending) if lanes is None else len(self.pending) + lanes.ready
 
@@ -374,17 +374,17 @@ class Buffer:
         return self.pending[0].tag if self.pending else self._withheld or None
 
     def clear(self) -> None:
-        """Forget all of it: the channel is gone."""
+        """Forget all deliveries: the channel is gone."""
         self.pending.clear()
         self._withheld = 0
 
     def withhold(self) -> None:
-        """Give out nothing any more; the broker will have it again."""
+        """Drop the pending deliveries and give out none any more; the broker requeues them."""
         self._withheld = self.first_tag or NO_TAG
         self.pending.clear()
 
     def take_in(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Take deliveries whose tags follow those before; give those that have lanes."""
+        """Take in deliveries, whose tags follow the earlier ones; return those with lanes."""
         if not self.ready:
             self._since = self._clock.now()
         if self._lanes is None:
@@ -395,7 +395,7 @@ class Buffer:
         return in_order
 
     def is_due(self) -> bool:
-        """Tell whether a batch is worth cutting now; see that the question is asked again."""
+        """Tell whether a batch is worth cutting now; if not, schedule a reminder."""
         limits = self._limits()
         if self.ready >= limits.batch_size:
             return True
@@ -412,7 +412,7 @@ class Buffer:
         self._lingering = False
 
     def cut(self, generation: int, most: int, *, places: int) -> Batch:
-        """Make a batch of the first deliveries, `most` at most, for one of so many free places."""
+        """Cut a batch of the first `most` deliveries, for one of so many free workers."""
         if self._lanes is not None and self._lanes_first(self._lanes):
             return self._cut_lanes(self._lanes, generation, most, places)
         pending = self.pending
@@ -426,7 +426,7 @@ class Buffer:
         return Batch(generation=generation, deliveries=deliveries)
 
     def _lanes_first(self, lanes: Lanes) -> bool:
-        """Tell whether what has waited longest is in a lane."""
+        """Tell whether the delivery that has waited longest is in a lane."""
         oldest, first = lanes.oldest(), self.first_tag
         return oldest is not None and (first is None or oldest < first)
 
@@ -442,7 +442,7 @@ class Buffer:
 
 
 class MailboxSink:
-    """Carries what the broker says into a consumer's mailbox; runs on the broker's thread."""
+    """Puts the broker's events into a consumer's mailbox; runs on the broker's thread."""
 
     def __init__(self, consumer: Ref) -> None:
         self._consumer = consumer

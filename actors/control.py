@@ -34,7 +34,7 @@ from tenantry.tracing import Tracer
 from tenantry.unavailable import UnavailableError
 
 LAST_STEP_SECONDS: Final = 30.0
-"""How much longer a command is waited for whose last step, an append, has begun."""
+"""Extra seconds to wait for a command whose last step, an append, has begun."""
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class ActorControl:
             return reply.result(timeout)
         except FutureTimeoutError:
             if not reply.cancel():
-                # Its last step is being taken, on the promise that the caller waits.
+                # The last step has begun, on the promise that the caller waits.
                 with suppress(FutureTimeoutError):
                     return reply.result(LAST_STEP_SECONDS)
             raise CommandTimeoutError(
@@ -74,7 +74,7 @@ class ActorControl:
             ) from None
 
     def _admit(self, command: OperatorCommand) -> None:
-        """Raise `ElsewhereError` where the command's tenant is another node's."""
+        """Raise `ElsewhereError` where the command's tenant belongs to another node."""
         tenant_id = command.tenant_id
         try:
             if self.ownership.owns(tenant_id) or not names.is_tenant_id(tenant_id):
@@ -88,7 +88,7 @@ class ActorControl:
             raise ElsewhereError(f"tenant {tenant_id!r} is at work on node {other}")
 
     def status(self) -> SystemStatus:
-        """Tell how everything is."""
+        """Return the status of the whole system."""
         runtime = self._runtime
         reasons = runtime.not_ready()
         return SystemStatus(
@@ -107,20 +107,20 @@ class ActorControl:
         )
 
     def readiness(self) -> Readiness:
-        """Tell whether it is ready."""
+        """Return whether the daemon is ready, and why not."""
         reasons = self._runtime.not_ready()
         return Readiness(state=self._runtime.state, reasons=reasons)
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
-        """Tell what one tenant's actors are doing."""
+        """Return what one tenant's actors are doing."""
         return self._runtime.snapshot(tenant_id)
 
     def runtimes(self) -> Mapping[str, TenantRuntime]:
-        """Tell what all tenants' actors are doing."""
+        """Return what all tenants' actors are doing."""
         return self._runtime.snapshots()
 
     def liveness(self) -> tuple[str, ...]:
-        """Say why the process can't go on; nothing, while it can."""
+        """Return why the process can't go on; empty while it can."""
         return self._watch.liveness()
 
     def ping(self) -> Future[None]:
@@ -131,7 +131,7 @@ class ActorControl:
         return reply
 
     def drain(self) -> None:
-        """Begin to drain without stopping, here and wherever `on_drain` sees to it."""
+        """Begin to drain without stopping: by `on_drain`, or else only this process."""
         if not self.on_drain():
             self.drain_here()
 

@@ -1,4 +1,4 @@
-"""How a tenant repairs what has changed outside behind its back."""
+"""How a tenant repairs drift: changes that others made to its objects outside."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tenantry.messages.port import MessageStoreError, whose
 log = structlog.get_logger("actors.tenant")
 
 QUIET: Final = 3600.0
-"""Seconds in which the same drift is recorded once: a script that undoes the repair each minute
-shall not fill the journal. It is logged and counted each time."""
+"""Seconds in which the same drift is recorded once, so that a script that undoes the repair each
+minute does not fill the journal. Drift is logged and counted each time."""
 
 LISTED: Final = 20
-"""Findings named one by one; of a broker that lost everything there may be thousands."""
+"""Most findings named one by one; after the loss of a broker there may be thousands."""
 
 _OBJECTS: Final = {DriftKind.EXCHANGE, DriftKind.QUEUE, DriftKind.BINDING}
 _USER: Final = {DriftKind.USER, DriftKind.PASSWORD, DriftKind.PERMISSIONS}
 
 
 class DriftRepair:
-    """Repairs one tenant's drift, and records that; remembers what was recorded lately.
+    """Repairs one tenant's drift, and records that; remembers recent records.
 
-    `resubscribe` has the tenant's consumer begin again on a new channel, if there is one.
+    `resubscribe` has the tenant's consumer, if there is one, begin again on a new channel.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class DriftRepair:
         self._missing: str | None = None
 
     def repair(self, drift: Iterable[Drift], *, seen_at: float) -> None:
-        """Repair what can be repaired. What fails is logged and counted.
+        """Repair the drift that can be repaired; log and count failures.
 
-        What was seen before the tenant itself last changed something is let be, as is a tenant
-        that is being made or deleted: that goes on by itself.
+        Drift seen before the tenant's own last change is ignored, and so is that of a tenant being
+        created or deleted, whose own steps go on.
         """
         state = self._aggregate.state
         if state is None or seen_at < self._steps.changed_at:
@@ -71,7 +71,7 @@ class DriftRepair:
         found = tuple(drift)
         provisioner = self._provisioner
         if not state.exists:
-            # The journal says that the tenant is deleted, and this is what was left of it.
+            # The journal says that the tenant is deleted; the drift is leftovers of it.
             self._confirm(
                 self._try(found, lambda: provisioner.clear(self._id, retain=state.retained))
             )
@@ -96,15 +96,15 @@ class DriftRepair:
             if mine:
                 repaired += self._try(mine, repair)
         if repaired:
-            # A look that began before this may have seen the same.
+            # A look that began before this repair may have seen the same drift.
             self._steps.changed_at = self._ports.clock.now()
         self._report(tuple(one for one in found if not one.mendable))
         self._confirm(repaired)
 
     def _restore_users(self, state: TenantState, found: Iterable[Drift]) -> None:
-        """Make the users as they were, and end what has logged in by a password of somebody else's.
+        """Restore the users, and end all their sessions where a password was changed.
 
-        Their own clients come back by themselves.
+        The tenant's own clients reconnect by themselves.
         """
         self._provisioner.restore_users(state)
         if any(one.kind is DriftKind.PASSWORD for one in found):
@@ -113,21 +113,21 @@ class DriftRepair:
                 self._provisioner.end_sessions(self._id, UserKind.CONSUMER)
 
     def missing(self, reason: str) -> None:
-        """Note that a queue is not there; it is made again when the state is brought about."""
+        """Note that a queue is missing; `bring_about` creates it again."""
         log.warning("tenant.topology_missing", reason=reason)
         self._missing = reason
 
     def made_again(self) -> None:
-        """Confirm that what was missing, if anything, is there again."""
+        """Confirm that the missing queue, if any, exists again."""
         reason, self._missing = self._missing, None
         if reason is not None:
             self._confirm((Drift(kind=DriftKind.QUEUE, found=reason),))
 
     def silent(self, queues: Iterable[str]) -> None:
-        """Make queues anew that do not answer, if no message can be in them; else report them.
+        """Recreate queues that do not answer, if no message can be in them; else report them.
 
         RabbitMQ, killed within a second of declaring a quorum queue, may leave it without a
-        leader for good. What is in a queue that does not answer can't be told.
+        leader for good. The contents of a queue that does not answer are unknown.
         """
         state = self._aggregate.state
         if state is None or not state.exists:
@@ -149,7 +149,7 @@ class DriftRepair:
         self._confirm(self._try(found, remake))
 
     def _try(self, drift: tuple[Drift, ...], repair: Callable[[], object]) -> tuple[Drift, ...]:
-        """Give what was repaired: all of it, or nothing where that fails."""
+        """Repair, and return the repaired drift: all of it, or none where that fails."""
         try:
             repair()
         except (BrokerError, MessageStoreError) as error:
@@ -159,7 +159,7 @@ class DriftRepair:
         return drift
 
     def _confirm(self, repaired: Sequence[Drift]) -> None:
-        """Count and log what was repaired; record it, unless that was done lately."""
+        """Count and log repaired drift; record it, unless the same was recorded lately."""
         if not repaired:
             return
         kinds = tuple(sorted({one.kind.value for one in repaired}))
@@ -176,11 +176,11 @@ class DriftRepair:
         try:
             self._aggregate.execute(command, Metadata(actor="reconciler"))
         except JournalError as error:
-            # No matter: it is done, and it was logged.
+            # Harmless: the repair is done, and was logged.
             log.warning("tenant.repair_unrecorded", error=str(error))
 
     def _report(self, drift: Sequence[Drift]) -> None:
-        """Tell of what could be repaired only by losing messages, or by taking another's user."""
+        """Report drift whose repair would lose messages, or take another owner's user."""
         self._count(drift, "reported")
         for remedy in sorted({one.remedy for one in drift}):
             found = _listed([one for one in drift if one.remedy == remedy])

@@ -1,9 +1,9 @@
 """Which deliveries of partitions in order may go next.
 
-A lane is one partition's deliveries that are not settled, in the order of their tags. At most one
-batch has some of them in hand; what comes back of it, unfinished, is in front again, and those
-behind it wait for as long as its pause runs. Other lanes go on meanwhile, the one whose first has
-waited longest before the others: its tag is the lowest.
+A lane is one partition's unsettled deliveries, in the order of their tags. At most one batch at a
+time has some of them in hand. Its unfinished deliveries return to the front of the lane, and those
+behind them wait while their pause runs. Other lanes go on meanwhile; the lane whose first delivery
+has waited longest, and so has the lowest tag, goes first.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Key: TypeAlias = tuple[str, int]
 
 
 class Pause(NamedTuple):
-    """What is known of a delivery that is tried again, and until when it waits for that."""
+    """What was tried before of a delivery to be tried again, and when its pause ends."""
 
     tried: Tried
     until: float
 
 
 class Cut(NamedTuple):
-    """Deliveries that go together, and what is known of each; by the `ticket` they are told of."""
+    """Deliveries that make a batch, with earlier tries of each; `ticket` identifies the batch."""
 
     ticket: int
     deliveries: list[Delivery]
@@ -39,17 +39,17 @@ class Cut(NamedTuple):
 
 
 class _Stand(Enum):
-    """How it stands with a lane."""
+    """The state of a lane."""
 
     READY = auto()
-    """It may go; where it is empty, as soon as something comes."""
+    """The lane may go; an empty lane, as soon as a delivery comes."""
     PAUSED = auto()
     TAKEN = auto()
 
 
 @dataclass(slots=True)
 class _Lane:
-    """`known` has what was tried before, by tag, and the end of its pause while that runs."""
+    """`known` has, by tag, what was tried before, and the end of the pause while it runs."""
 
     stand: _Stand = _Stand.READY
     waiting: deque[Delivery] = field(default_factory=deque)
@@ -76,7 +76,7 @@ class Lanes:
 
     @property
     def held(self) -> int:
-        """Deliveries in lanes whose first has a pause, itself among them."""
+        """Deliveries in lanes whose first delivery is paused, that one included."""
         return self._counts[_Stand.PAUSED]
 
     @property
@@ -85,7 +85,7 @@ class Lanes:
         return sum(self._counts.values())
 
     def take_in(self, deliveries: Iterable[Delivery]) -> tuple[list[Delivery], list[Delivery]]:
-        """Take those that have a lane, in the order of their tags; give them, and the others."""
+        """Take in deliveries that have a lane, in tag order; return them, and the others."""
         mine: list[Delivery] = []
         others: list[Delivery] = []
         for one in deliveries:
@@ -102,13 +102,13 @@ class Lanes:
         return mine, others
 
     def oldest(self) -> int | None:
-        """Give the lowest tag of what may go now."""
+        """Return the lowest tag of the deliveries that may go now."""
         return self._ready[0][0] if self._ready else None
 
     def cut(self, *, most: int, most_bytes: int, places: int) -> Cut:
-        """Take what may go, of so many lanes that as many remain for each of the other `places`.
+        """Take deliveries that may go, from an equal share of the ready lanes for each of `places`.
 
-        There is something only where there are `ready` ones.
+        The cut is empty where no delivery is `ready`.
         """
         cut = Cut(next(self._tickets), [], [])
         keys = self._taken[cut.ticket] = []
@@ -135,7 +135,7 @@ class Lanes:
         return cut
 
     def done(self, ticket: int, kept: Mapping[int, Pause | None]) -> None:
-        """Note that a batch is over: what is `kept`, by tag, is in front again, and may pause."""
+        """Note that a batch is over; `kept` deliveries (by tag) return to the front, or pause."""
         for key in self._taken.pop(ticket, ()):
             lane = self._lanes[key]
             taken, lane.taken = lane.taken, []
@@ -151,11 +151,11 @@ class Lanes:
             self._offer(key, lane)
 
     def next_due(self) -> float | None:
-        """Tell when the next pause of a lane is over."""
+        """Return when the next pause of a lane is over."""
         return self._paused[0][0] if self._paused else None
 
     def wake(self, now: float) -> None:
-        """Let those go whose pause is over by now."""
+        """Release the lanes whose pause is over by now."""
         while self._paused and self._paused[0][0] <= now:
             _, key = heapq.heappop(self._paused)
             lane = self._lanes[key]
@@ -165,9 +165,9 @@ class Lanes:
             self._offer(key, lane)
 
     def clear(self, in_hand: Collection[int]) -> None:
-        """Forget all deliveries; a lane of which a batch is still `in_hand` stays taken until then.
+        """Forget all deliveries; a lane whose batch is still `in_hand` stays taken until then.
 
-        So what comes again is not given to a second worker while a first one may be storing it.
+        So a redelivered message is not given to a second worker while a first may be storing it.
         """
         self._ready.clear()
         self._paused.clear()
@@ -180,7 +180,7 @@ class Lanes:
         self._counts.update(dict.fromkeys(_Stand, 0))
 
     def _offer(self, key: Key, lane: _Lane) -> None:
-        """See whether a lane that nobody has in hand may go."""
+        """Update the state of a lane that no batch has in hand."""
         lane.ticket = 0
         if not lane.waiting:
             self._stands(lane, _Stand.READY)
@@ -201,5 +201,5 @@ class Lanes:
 
 
 def lanes_of(keys: Sequence[Key]) -> Lanes | None:
-    """Make lanes, where there are partitions in order."""
+    """Make lanes, if there are partitions in order."""
     return Lanes(keys) if keys else None

@@ -1,4 +1,4 @@
-"""What actors send each other: values, frozen, and safe to hand from thread to thread."""
+"""The actors' messages: values, frozen, and safe to hand from thread to thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Ref: TypeAlias = pykka.ActorRef[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intact:
-    """A tenant of which a look found nothing missing outside: its state, and its totals."""
+    """The state and totals of a tenant of which a look found nothing missing outside."""
 
     state: TenantState
     totals: Counts
@@ -35,9 +35,9 @@ class Intact:
 class Begin:
     """To a new child, first of all: start your work. An error here is a failure like any other.
 
-    `park` tells a tenant to stand still, and why, instead of consuming; `intact`, that it has
-    nothing to load and nothing to bring about first; `in_order`, that another node has left it in
-    order a moment ago, so that there is nothing to bring about once it is loaded.
+    With `park`, the reason, a tenant stands still instead of consuming. With `intact` it has
+    nothing to load and nothing to reconcile first. With `in_order` another node has just left it in
+    order, so there is nothing to reconcile once it is loaded.
     """
 
     park: str | None = None
@@ -49,7 +49,7 @@ class Begin:
 class Execute:
     """From the API by way of the supervisor to a tenant: carry out a command, set `reply`.
 
-    `asked` is what is recorded of the request for it, if anything is.
+    `asked` is the trace context of its request, if that is recorded.
     """
 
     command: OperatorCommand
@@ -62,7 +62,7 @@ class Execute:
 class ChildFailed:
     """From a failed actor to its parent, as its last message.
 
-    With `stuck` it is from the watch: the child hangs, or is gone without a message.
+    With `stuck` it is from the watch: the child hangs, or has ended without a message.
     """
 
     child: Ref
@@ -72,7 +72,7 @@ class ChildFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked:
-    """From a tenant to the supervisor: it stands still, and that is recorded."""
+    """From a tenant to the supervisor: the tenant is parked, and that is recorded."""
 
     tenant_id: str
 
@@ -103,13 +103,13 @@ class Reminder(Enum):
     LOOK_FOR_IDLE_WORKERS = auto()
     """To a consumer: release the workers that have had nothing to do."""
     TRY_AGAIN = auto()
-    """To a tenant or the supervisor: what could not be done for an outage may be possible now."""
+    """To a tenant or the supervisor: retry after an outage."""
     LOOK_FOR_DRIFT = auto()
-    """To the reconciler: compare what should be with what is."""
+    """To the reconciler: look for drift."""
     LOOK_AT_LOAD = auto()
-    """To the supervisor: the number of some tenants' workers follows their load."""
+    """To the supervisor: autoscale the tenants that ask for it."""
     START_RECONCILER = auto()
-    """To the supervisor: the reconciler has failed a while ago."""
+    """To the supervisor: restart the failed reconciler."""
 
 
 # Draining: down the tree as a request, up again as an answer.
@@ -126,12 +126,12 @@ class Orphan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
-    """From a parent to a child: finish what is accepted, take nothing new, answer `Drained`."""
+    """From a parent to a child: finish accepted work, take nothing new, answer `Drained`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leave:
-    """To a tenant: answer the commands under way, then drain; another node is to have it."""
+    """To a tenant: answer the commands under way, then drain for hand-over to another node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,7 @@ class DrainExpired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acquired:
-    """To the supervisor: these tenants are this node's now. `in_order`: another drained them."""
+    """To the supervisor: this node owns these tenants. `in_order`: another node drained them."""
 
     tenant_ids: tuple[str, ...]
     in_order: bool
@@ -173,7 +173,7 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """To the supervisor: drain a tenant and let it go; another node is to have it."""
+    """To the supervisor: drain a tenant and release it to another node."""
 
     tenant_id: str
 
@@ -227,11 +227,11 @@ class ChannelLost:
 class Batch:
     """Deliveries of one channel, stored together: consecutive ones, as they were cut off.
 
-    Of a batch that a worker could not finish, the rest is a batch of its own, with the first one as
-    `whole`. Deliveries that were held are a batch too, with what is known of each as `tried`. One
+    The rest of a batch that a worker could not finish is a batch of its own, with the first one as
+    `whole`. Deliveries that were held are a batch too, with their earlier tries as `tried`. A batch
     with a `ticket` is of partitions in order (`actors/lanes.py`), and not of consecutive
-    deliveries. Not frozen: the consumer, which alone writes to it, counts in `attempt` the workers
-    it is given to.
+    deliveries. Not frozen: the consumer, the only writer, counts in `attempt` the workers that the
+    batch is given to.
     """
 
     generation: int
@@ -246,7 +246,7 @@ class Batch:
 class Work:
     """To a worker: store this batch.
 
-    From its consumer; after so many `failures`, from the clock, with the `result` if the batch is
+    Sent by its consumer; after so many `failures` by the clock, with the `result` if the batch is
     stored already.
     """
 
@@ -280,7 +280,7 @@ class WorkerJoined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLost:
-    """From a tenant to its consumer: the worker failed; its batch is the consumer's again."""
+    """From a tenant to its consumer: the worker failed; its batch goes back to the consumer."""
 
     worker: Ref
 
@@ -335,19 +335,19 @@ class Resubscribe:
     """From a tenant to its consumer: the queues are there again."""
 
 
-# What has changed outside, behind the daemon's back.
+# Drift: changes outside, behind the daemon's back.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """From the supervisor to the reconciler: look now, and tell what is intact, as at the start."""
+    """From the supervisor to the reconciler: look now, and report intact tenants, as at start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstLookDone:
     """From the reconciler to the supervisor: tenants may be started, and repair.
 
-    Those in `intact`, by id, have everything that they need.
+    Tenants in `intact`, by id, have everything that they need.
     """
 
     intact: Mapping[str, Intact]
@@ -357,8 +357,8 @@ class FirstLookDone:
 class Drifted:
     """From the reconciler by way of the supervisor to a tenant: repair this drift.
 
-    `seen_at` is the clock's: what was seen before the tenant itself last changed something outside
-    means nothing. A `leftover` belongs to a tenant that the journal says is deleted.
+    `seen_at` is the clock's: drift seen before the tenant's own last change outside means nothing.
+    A `leftover` belongs to a tenant that the journal says is deleted.
     """
 
     tenant_id: str
@@ -369,7 +369,7 @@ class Drifted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantGone:
-    """From a tenant to the supervisor: it exists no more, its actor may stop."""
+    """From a tenant to the supervisor: the tenant exists no more, its actor may stop."""
 
     tenant_id: str
     ref: Ref

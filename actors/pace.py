@@ -1,4 +1,4 @@
-"""A tenant's rate: how many of its deliveries may be given to workers now."""
+"""A tenant's rate limit: how many of its deliveries may be given to workers now."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from tenantry.domain.limits import Limits
 from tenantry.turns.token_bucket import TokenBucket
 
 GATHERED: Final = 0.05
-"""Seconds' worth of messages that are gathered for a batch: a message each would cost a transaction
-each."""
+"""Seconds' worth of messages gathered for a batch: one message each would cost a transaction."""
 
 IN_HAND: Final = 2.0
-"""Seconds' worth of messages that are taken from the broker: enough that none is waited for, and
-few enough that a consumer that ends has little to give back."""
+"""Seconds' worth of messages prefetched from the broker: enough to avoid waiting for one, and few
+enough that a stopping consumer has little to give back."""
 
 
 def prefetch_within(limits: Limits, prefetch: int, *, queues: int) -> int:
-    """Give how many deliveries of each of some queues may be unsettled, `prefetch` at most."""
+    """Return the prefetch of each queue within the tenant's rate, `prefetch` at most."""
     if limits.rate is None:
         return prefetch
     return min(prefetch, max(1, ceil(limits.rate * IN_HAND / queues)))
@@ -30,10 +29,10 @@ def prefetch_within(limits: Limits, prefetch: int, *, queues: int) -> int:
 class Pace:
     """Keeps a consumer to its tenant's rate; `Reminder.TOKENS_DUE` says when more may go.
 
-    What counts is what is given out for the first time: what is stored, what turns out to be a
-    duplicate or can't be stored alike, since they cost as much. Another attempt of a held delivery
-    is free. What is saved up outlives the consumer, in the runtime state, so that no failure and no
-    resize brings a new burst; a tenant that comes to this process begins with nothing saved.
+    A delivery counts when it is given out for the first time, whether it is stored, is a duplicate
+    or can't be stored: all cost as much. Another attempt at a held delivery is free. Saved tokens
+    outlive the consumer, in the runtime state, so that no failure and no resize brings a new burst;
+    a tenant that comes to this process begins without saved tokens.
     """
 
     def __init__(self, bucket: TokenBucket, *, consumer: Ref, clock: Clock) -> None:
@@ -43,9 +42,9 @@ class Pace:
         self._reminded = False
 
     def allowed(self, waiting: int, *, batch_size: int) -> int:
-        """Give how many of those that wait may go in a batch now; see that it is asked again.
+        """Return how many waiting deliveries may go in a batch now; if 0, schedule a reminder.
 
-        None may, until a batch is worth its transaction.
+        It is 0 until a batch is worth its transaction.
         """
         bucket, now = self._bucket, self._clock.now()
         wanted = min(waiting, batch_size, max(1, int(bucket.rate * GATHERED)), int(bucket.burst))
@@ -70,9 +69,9 @@ class Pace:
 def paced(
     limits: Limits, *, consumer: Ref, clock: Clock, runtime: TenantRuntimeState, full: bool
 ) -> Pace | None:
-    """Give the pace of a consumer whose tenant has these limits now; none without a rate.
+    """Return the pace of a consumer whose tenant has these limits now; None without a rate.
 
-    Where nothing is known of it, it begins with a `full` burst or none.
+    A new token bucket begins with a `full` burst or none.
     """
     rate, burst, now = limits.rate, limits.burst, clock.now()
     if rate is None:

@@ -21,7 +21,7 @@ MOST_POSTPONED: Final = 100
 
 
 def claim(message: Execute) -> None:
-    """Have a command's sender wait until it is answered, before a new password becomes final.
+    """Commit the command's sender to wait for the answer, before a new password becomes final.
 
     Raises `CommandFailedError` where the sender has stopped waiting.
     """
@@ -34,7 +34,7 @@ def claim(message: Execute) -> None:
 
 
 class Awaited(Enum):
-    """What an answer may wait for."""
+    """The event that an answer may wait for."""
 
     CONSUMING = auto()
     RESIZED = auto()
@@ -42,7 +42,7 @@ class Awaited(Enum):
 
 
 class PendingReplies:
-    """What the tenant's actor owes an answer.
+    """The commands that the tenant's actor has to answer.
 
     Used by the tenant, in its own thread; `refuse_all` from any.
     """
@@ -59,7 +59,7 @@ class PendingReplies:
 
     @property
     def awaited(self) -> bool:
-        """Whether a command waits for something to come about."""
+        """Whether a command waits for an event, or is postponed."""
         return bool(self._postponed) or any(self._waiting.values())
 
     def answer(
@@ -82,7 +82,7 @@ class PendingReplies:
     def answer_when(
         self, event: Awaited, message: Execute, credentials: Credentials | None = None
     ) -> None:
-        """Answer a command, with credentials perhaps, once something has come about."""
+        """Answer a command, with credentials perhaps, once an event has happened."""
         self._waiting[event].append((message, credentials))
 
     def happened(self, event: Awaited) -> None:
@@ -105,11 +105,11 @@ class PendingReplies:
             self._postponed.append(message)
 
     def next_postponed(self) -> Execute | None:
-        """Give the command that was postponed first, and keep it no longer."""
+        """Remove and return the command that was postponed first."""
         return self._postponed.popleft() if self._postponed else None
 
     def refuse_all(self) -> None:
-        """Refuse what is not answered: the actor has stopped, or was replaced."""
+        """Refuse all unanswered commands: the actor has stopped, or was replaced."""
         executing = [] if (message := self.executing) is None else [message]
         waiting = [message for event in Awaited for message, _ in self._waiting[event]]
         for message in (*executing, *waiting, *self._postponed):

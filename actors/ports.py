@@ -1,4 +1,4 @@
-"""What the actors stand on, and what an observer hears of their work."""
+"""The ports that the actors use, and the observer of their work."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tenantry.turns.turns import Weights
 
 
 class Followed(NamedTuple):
-    """A message that stands in a trace: when it was published, if it tells, and the trace's id."""
+    """A traced message: when it was published, if known, and the trace's id."""
 
     published_at_ms: int | None
     trace_id: str
 
 
 class Observer:
-    """Hears what the actors do, and ignores it where a subclass does not say otherwise.
+    """Is told what the actors do; this base class ignores it.
 
-    A call a batch, never a call a message. Called on the actors' threads: must neither block nor
-    raise.
+    There is one call a batch, never one a message. Called on the actors' threads: must neither
+    block nor raise.
     """
 
     def batch_stored(
@@ -40,7 +40,7 @@ class Observer:
         seconds: float,
         followed: Sequence[Followed] = (),
     ) -> None:
-        """A batch has been committed just now; the store took `seconds` for it.
+        """A batch has just been committed; the store took `seconds` for it.
 
         A few of its messages may be `followed` in traces.
         """
@@ -49,7 +49,7 @@ class Observer:
         """Handlers have failed on messages, for these reasons, one a message."""
 
     def ids_reused(self, tenant_id: str, count: int) -> None:
-        """So many messages came under ids under which something else is stored."""
+        """So many messages had the id of another stored message."""
 
     def batch_delayed(self, tenant_id: str) -> None:
         """The database could not be reached; the batch is kept, and tried again."""
@@ -61,7 +61,7 @@ class Observer:
         """A `tenant`, `consumer`, `worker` or the `reconciler` has failed; its parent acts."""
 
     def actor_stuck(self, kind: str) -> None:
-        """An actor of such a kind hangs and is replaced; or a `loop` hangs, and is not."""
+        """An actor of this kind hangs and is replaced; or a `loop` hangs, and is not replaced."""
 
     def drifted(self, kind: str, outcome: str) -> None:
         """Something outside had changed behind the daemon's back.
@@ -75,34 +75,34 @@ class Observer:
 
 
 class Ownership(Protocol):
-    """Whose tenants are, on several nodes.
+    """Which node owns which tenant.
 
     Called on the actors' threads: must neither block nor raise.
     """
 
     def owns(self, tenant_id: str) -> bool:
-        """Tell whether a tenant is this node's."""
+        """Tell whether this node owns a tenant."""
 
     def expects(self, tenant_id: str) -> bool:
-        """Tell whether a tenant without an actor is about to get one: it is this node's now."""
+        """Tell whether a tenant, just acquired by this node, is about to get its actor."""
 
     def looks_after(self, tenant_id: str) -> bool:
-        """Tell whether what is left of a deleted tenant is this node's to remove."""
+        """Tell whether this node is to remove a deleted tenant's leftovers."""
 
     def released(self, tenant_id: str) -> None:
-        """Nothing is done for a tenant any more that was to be released."""
+        """All work for a tenant that was to be released has ended."""
 
     def gone(self, tenant_id: str) -> None:
         """A tenant exists no more."""
 
     def claim(self, tenant_id: str) -> bool:
-        """Make a tenant this node's that is about to be made; False where it is another's.
+        """Claim a tenant about to be created for this node; False where another node owns it.
 
         Not for actors: it waits for the database, and raises `UnavailableError`.
         """
 
     def elsewhere(self, tenant_id: str) -> str | None:
-        """Name the other node whose a tenant is, if it is one's. As `claim`, not for actors."""
+        """Name the other node that owns a tenant, if any. As `claim`, not for actors."""
 
 
 class AllMine:
@@ -115,11 +115,11 @@ class AllMine:
     looks_after = owns
 
     def expects(self, tenant_id: str) -> bool:  # noqa: ARG002
-        """See `Ownership.expects`: who has none is none."""
+        """See `Ownership.expects`: a tenant without an actor does not exist."""
         return False
 
     def released(self, tenant_id: str) -> None:
-        """See `Ownership.released`: nobody asks for it."""
+        """See `Ownership.released`: there is no other node to tell."""
 
     gone = released
     claim = owns
@@ -130,13 +130,13 @@ class AllMine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorPorts:
-    """The same for every actor.
+    """The ports and settings that all actors share.
 
-    `messages` is the store that workers use, with the handlers before it. `limits` gives the
-    consumer's settings in force; `prefetch` is shared by a tenant's queues. `reconcile_every` is
-    the seconds between two looks for drift; `store_patience`, how many a batch may take, where that
-    is longer than an actor may be silent. `weights` are told what tenants weigh, and the
-    `tracer` of what is done.
+    `messages` is the store that workers use, with the handlers before it. `limits` returns the
+    consumer's settings in force; their `prefetch` is shared by a tenant's queues. `reconcile_every`
+    is in seconds between two looks for drift; `store_patience`, the seconds that a batch may take,
+    where that is longer than an actor may be silent. `weights` holds the tenants' weights; the
+    `tracer` traces the work.
     """
 
     journal: EventStore

@@ -1,4 +1,4 @@
-"""What a tenant has on broker and database: made, restored, removed; each step may be repeated."""
+"""Creates, restores and removes a tenant's objects on broker and database, in repeatable steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = structlog.get_logger("actors.tenant")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """How many messages went with a tenant: from its queues, and from its partition."""
+    """How many messages were removed with a tenant: from its queues, and from its partition."""
 
     queued: int
     stored: int
@@ -42,9 +42,9 @@ class Provisioner:
     sql_access: SqlAccess
 
     def provision(self, state: TenantState) -> Credentials:
-        """Make everything of a new tenant.
+        """Create all objects of a new tenant.
 
-        The user's name is made Tenantry's first; the user gets a password last.
+        The user's name is claimed first; the user gets its password last.
         """
         self.claim(state.tenant_id)
         self.messages.create_partition(state.tenant_id, whose(state))
@@ -52,10 +52,10 @@ class Provisioner:
         return self.propose_credentials(state.tenant_id)
 
     def vacate(self, former: TenantState) -> None:
-        """Remove what may be left of a deleted tenant, and put aside what was retained of it.
+        """Remove a deleted tenant's leftovers, and put aside its retained rows.
 
-        Its objects were removed when it was deleted; this is for what has come since, behind the
-        daemon's back or late.
+        Its objects were removed when it was deleted; this is for objects that have appeared since,
+        behind the daemon's back or late.
         """
         self.administration.remove_user(former.tenant_id, kind=UserKind.CONSUMER)
         self.administration.remove_user(former.tenant_id)
@@ -65,19 +65,19 @@ class Provisioner:
         self.messages.vacate(former)
 
     def check_owner(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
-        """Raise `NotOursError` where the name of the tenant's user is taken by another."""
+        """Raise `NotOursError` where another owner has taken the name of the tenant's user."""
         self.administration.check_owner(tenant_id, self.passwords.load(tenant_id, kind), kind)
 
     def claim(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
-        """Make the name of the tenant's user Tenantry's. Raises `NotOursError`."""
+        """Claim the name of the tenant's user for Tenantry. Raises `NotOursError`."""
         self.administration.claim(tenant_id, self.passwords.load(tenant_id, kind), kind)
 
     def restore(self, state: TenantState) -> None:
-        """Make what is missing of a tenant that exists; its password stays."""
+        """Create the missing objects of an existing tenant; its password stays."""
         try:
             self.messages.create_partition(state.tenant_id, whose(state))
         except ForeignRowsError as error:
-            # Its messages are stored all the same: it need not stand still until an operator comes.
+            # The tenant's messages are stored all the same: no need to wait for an operator.
             log.warning("tenant.foreign_rows", error=str(error))
         self.administration.ensure_topology(topology_of(state))
         self.restore_users(state)
@@ -85,7 +85,7 @@ class Provisioner:
             self.restore_limits(state)
 
     def restore_limits(self, state: TenantState) -> None:
-        """Hold the tenant to its limits again; where that is refused it goes on without them."""
+        """Set the tenant's limits on the broker; if it refuses them, go on without them."""
         try:
             self.administration.ensure_limits(topology_of(state), state.limits)
         except BrokerUnavailableError:
@@ -94,18 +94,18 @@ class Provisioner:
             log.warning("tenant.limits_not_in_force", error=str(error))
 
     def restore_users(self, state: TenantState) -> None:
-        """Make the tenant's users as they were; one that is another's stays as it is."""
+        """Restore the tenant's users; another owner's user of that name stays as it is."""
         for kind in UserKind:
             if kind is UserKind.CONSUMER and not state.consumer_access:
                 continue
             try:
                 self.restore_user(state.tenant_id, kind)
             except NotOursError as error:
-                # What it has is stored all the same; who may publish is for an operator to settle.
+                # Messages are stored all the same; an operator must settle who may publish.
                 log.warning("tenant.user_of_another", error=str(error))
 
     def restore_user(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
-        """Make the tenant's user as it was, with the password that was shown last."""
+        """Restore the tenant's user, with the password that was shown last."""
         known = self.passwords.load(tenant_id, kind)
         if known is None:
             # A daemon died before the password was confirmed, and so before it was shown.
@@ -119,8 +119,8 @@ class Provisioner:
     ) -> Credentials:
         """Give the tenant's user a new password, which is pending until it is confirmed.
 
-        The journal confirms it, with the event that tells of it. Until then `restore_user` brings
-        back the former password.
+        Appending the event about it to the journal confirms it. Until then `restore_user` restores
+        the former password.
         """
         credentials, hashed = self.administration.new_credentials(tenant_id, kind)
         self.passwords.propose(tenant_id, hashed, kind)
@@ -130,20 +130,20 @@ class Provisioner:
         return credentials
 
     def withdraw_consumer_access(self, tenant_id: str) -> None:
-        """Remove the user that reads the tenant's topics, and the queues it reads."""
+        """Remove the tenant's consuming user, and the queues that it reads."""
         known = self.passwords.load(tenant_id, UserKind.CONSUMER)
         self.administration.remove_user(tenant_id, known, UserKind.CONSUMER)
         self.administration.remove_group(tenant_id)
 
     def end_sessions(self, tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> None:
-        """End the connections of a password that holds no more; harmless where that fails."""
+        """End the sessions of a former password; a failure is only logged."""
         try:
             self.administration.end_sessions(tenant_id, kind)
         except BrokerError as error:
             log.warning("tenant.sessions_not_ended", error=str(error))
 
     def remove(self, tenant_id: str, *, retain: bool) -> Removed:
-        """Remove everything; the users go first, so that nothing new comes in or goes out."""
+        """Remove all objects; the users go first, so that nothing new comes in or goes out."""
         for kind in (UserKind.CONSUMER, UserKind.PRODUCER):
             known = self.passwords.load(tenant_id, kind)
             self.administration.remove_user(tenant_id, known, kind)
@@ -157,10 +157,10 @@ class Provisioner:
         return Removed(queued=queued, stored=stored)
 
     def clear(self, tenant_id: str, *, retain: bool) -> None:
-        """Remove what is left of a tenant that does not exist.
+        """Remove the leftovers of a tenant that does not exist.
 
-        If the user's name is taken by another, who has rights in Tenantry's own virtual host, the
-        queues there are that user's, and stay.
+        If another owner has taken the user's name, and that user has rights in Tenantry's own
+        virtual host, the queues there belong to that user, and stay.
         """
         try:
             self.check_owner(tenant_id)
@@ -171,7 +171,7 @@ class Provisioner:
         self.remove(tenant_id, retain=retain)
 
     def undo(self, tenant_id: str) -> bool:
-        """Remove what a failed provisioning has left; tell whether all of it is gone."""
+        """Remove the objects of a failed provisioning; return whether all are gone."""
         try:
             self.clear(tenant_id, retain=False)
         except (BrokerError, MessageStoreError) as error:
@@ -181,7 +181,7 @@ class Provisioner:
 
 
 def topology_of(state: TenantState) -> TenantTopology:
-    """Give what a tenant needs on the broker."""
+    """Return the topology that a tenant needs on the broker."""
     return TenantTopology(
         tenant_id=state.tenant_id,
         topics=state.topics,

@@ -1,4 +1,4 @@
-"""What a tenant has outside follows its state, from its creation to its removal, in steps."""
+"""The steps by which a tenant's outside objects follow its state, from creation to removal."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ from tenantry.unavailable import UnavailableError
 log = structlog.get_logger("actors.tenant")
 
 PROVISIONING_SECONDS: Final = 180.0
-"""How long a tenant may be silent while its objects are made or removed: several calls, each with
-a timeout of its own."""
+"""How long a tenant may be silent while its objects are created or removed: several calls, each
+with a timeout of its own."""
 
 QUEUE_SECONDS: Final = 0.2
-"""How much longer for each of its queues."""
+"""Additional seconds for each of the tenant's queues."""
 
 BY_ITSELF: Final = Metadata(actor="tenant")
 
 
 class ProvisioningSteps:
-    """Makes, keeps and removes what a tenant has on the broker and in the database.
+    """Creates, keeps and removes a tenant's objects on the broker and in the database.
 
-    Every step may be taken again after a fault. Whether the tenant consumes is not decided here.
-    Methods raise `UnavailableError` in an outage, and other errors of the ports; `beat` is told how
-    long the actor may be silent.
+    Every step may be repeated after a fault. Whether the tenant consumes is not decided here.
+    Methods raise `UnavailableError` in an outage, and other errors of the ports; `beat` is called
+    with the seconds that the actor may be silent.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class ProvisioningSteps:
         self._clock = ports.clock
         self._beat = beat
         self._abandoned: str | None = None
-        """Why what has been made must be undone."""
+        """Why the provisioning must be undone."""
         self.unused = False
-        """Whether no message can have been published: nobody was shown the tenant's password."""
+        """Whether no message can have been published: the tenant's password was never shown."""
         self.unfinished = False
-        """Whether a command has recorded or begun what could not be brought about, or taken back,
+        """Whether a command recorded or began a change that could not be finished, or undone,
         outside."""
         self.changed_at = 0.0
-        """When something outside was last changed by the tenant itself, or may have been."""
+        """When the tenant itself last changed something outside, or may have."""
 
     def take_time(self) -> None:
-        """Say, before a step outside, that it may take long."""
+        """Extend the heartbeat before a step outside, which may take long."""
         state = self._aggregate.state
         queues = 0 if state is None else len(topology_of(state).queues())
         self._beat(PROVISIONING_SECONDS + QUEUE_SECONDS * queues)
@@ -89,17 +89,17 @@ class ProvisioningSteps:
     # Steps of a command.
 
     def create(self, command: CreateTenant, metadata: Metadata) -> Credentials:
-        """Make a new tenant. Raises `CommandFailedError` where that fails.
+        """Create a new tenant. Raises `CommandFailedError` where that fails.
 
-        The tenant exists then no more, unless what was made could not be undone either:
-        `bring_about` goes on with that.
+        The tenant does not exist then, unless undoing failed as well: `bring_about` goes on with
+        the undoing.
         """
         former = self._aggregate.state
         decide(former, command)  # refused before anything is done
         with self._failing():
             self._provisioner.check_owner(self._id)
         if former is not None:
-            # Nothing of the tenant that had this id before may reach the new one.
+            # Nothing of the former tenant of this id may reach the new one.
             self.take_time()
             left = " could not be made: what is left of the former one stands in its way"
             with self._failing(left):
@@ -123,7 +123,7 @@ class ProvisioningSteps:
         return credentials
 
     def add_topics(self, command: AddTopics, metadata: Metadata) -> bool:
-        """Give the tenant queues for new topics; tell whether there were any."""
+        """Create queues for the tenant's new topics; return whether there was work."""
         before = self._aggregate.known().topics
         state = self._aggregate.execute(command, metadata)
         if state.topics == before and not self.unfinished:
@@ -137,10 +137,10 @@ class ProvisioningSteps:
         return True
 
     def change_limits(self, command: ChangeLimits, metadata: Metadata) -> TenantState:
-        """Change the tenant's limits, on the broker first: what it refuses is not recorded.
+        """Change the tenant's limits, on the broker first: limits it refuses are not recorded.
 
-        Where recording fails, the former limits hold as soon as the broker can be told. Raises
-        `InvalidCommandError` for a limit that this broker can't keep.
+        Where recording fails, the former limits are restored as soon as the broker is reachable.
+        Raises `InvalidCommandError` for a limit that this broker can't enforce.
         """
         decide(self._aggregate.state, command)  # refused before anything is done
         state = self._aggregate.known()
@@ -159,8 +159,8 @@ class ProvisioningSteps:
     ) -> Credentials:
         """Give the tenant's user a new password, if the command's sender still waits for it.
 
-        `claim` tells whether it does, before anything is final. Where rotation fails, the user has
-        the former password again as soon as the broker can be told. Raises `CommandFailedError`
+        `claim` raises if it does not, before anything is final. Where rotation fails, the user gets
+        its former password back as soon as the broker is reachable. Raises `CommandFailedError`
         where the user is not Tenantry's.
         """
         decide(self._aggregate.state, command)  # refused before anything is done
@@ -178,10 +178,10 @@ class ProvisioningSteps:
     def grant_consumer_access(
         self, command: GrantConsumerAccess, metadata: Metadata, *, claim: Callable[[], None]
     ) -> Credentials:
-        """Make the queues of the tenant's consumer group and the user that reads them.
+        """Create the queues of the tenant's consumer group and the user that reads them.
 
-        As `rotate_credentials`: `claim` tells whether the command's sender still waits, and where
-        a step fails the former password holds, or nothing is left.
+        As in `rotate_credentials`, `claim` raises if the command's sender no longer waits. Where a
+        step fails, the former password holds, or nothing is left.
         """
         decide(self._aggregate.state, command)  # refused before anything is done
         state = self._aggregate.known()
@@ -200,7 +200,7 @@ class ProvisioningSteps:
         return credentials
 
     def revoke_consumer_access(self, command: RevokeConsumerAccess, metadata: Metadata) -> None:
-        """Take away what `grant_consumer_access` made; once recorded, it is done however late."""
+        """Remove what `grant_consumer_access` created; once recorded, it is done however late."""
         self._aggregate.execute(command, metadata)
         self.take_time()
         with self._failing(), self._unfinished_on_error():
@@ -213,11 +213,11 @@ class ProvisioningSteps:
         *,
         claim: Callable[[], None],
     ) -> SqlCredentials | None:
-        """Grant SQL access, and give the credentials, or revoke it.
+        """Grant SQL access, and return the credentials, or revoke it.
 
-        A new password holds only once the journal has it, and only if the sender still waits.
-        Raises `CommandFailedError` where the database refuses: most likely the daemon's user may
-        not make roles, and nothing is wrong with the tenant.
+        A new password is valid only once the journal has the event, and only if the sender still
+        waits. Raises `CommandFailedError` where the database refuses: most likely the daemon's user
+        may not create roles, and nothing is wrong with the tenant.
         """
         decide(self._aggregate.state, command)  # refused before anything is done
         access = self._provisioner.sql_access
@@ -234,7 +234,7 @@ class ProvisioningSteps:
 
     @contextmanager
     def _unfinished_on_error(self) -> Iterator[None]:
-        """Note, where a step fails, that what the state says is still to be brought about."""
+        """Note, where a step fails, that the outside does not match the state yet."""
         try:
             yield
         except Exception:
@@ -243,7 +243,7 @@ class ProvisioningSteps:
 
     @contextmanager
     def _failing(self, what: str = "") -> Iterator[None]:
-        """Have the command fail where broker or database refuse; outages are raised as they are."""
+        """Fail the command where broker or database refuse; pass outages through."""
         try:
             yield
         except UnavailableError:
@@ -252,7 +252,7 @@ class ProvisioningSteps:
             raise CommandFailedError(f"tenant {self._id!r}{what}: {error}") from error
 
     def park(self, reason: str) -> bool:
-        """Record that the tenant stands still; False where it is being made or deleted."""
+        """Record that the tenant is parked; return False where it is being created or deleted."""
         lifecycle = self._aggregate.known().lifecycle
         if lifecycle in {Lifecycle.PROVISIONING, Lifecycle.DELETING}:
             return False
@@ -265,9 +265,9 @@ class ProvisioningSteps:
     # Steps towards what the state says.
 
     def bring_about(self) -> TenantState:
-        """Bring what there is outside to what the state says; give the state after that.
+        """Bring the outside to what the state says; return the state after that.
 
-        Provisioning is completed or undone, what is missing is made again, a deletion goes on.
+        Provisioning is completed or undone, missing objects are created, a deletion goes on.
         """
         state = self._aggregate.known()
         match state.lifecycle:
@@ -287,7 +287,7 @@ class ProvisioningSteps:
         return self._aggregate.known()
 
     def _complete(self, state: TenantState) -> None:
-        """Finish a provisioning that broke off; undo it where another has taken the user's name."""
+        """Finish a broken-off provisioning; undo it where another owner has the user's name."""
         try:
             self._provisioner.claim(self._id)
         except NotOursError as error:
@@ -302,7 +302,7 @@ class ProvisioningSteps:
         self.take_time()
         self._provisioner.restore(state)
         if self.unfinished and not state.limits.of_the_broker:
-            self._provisioner.restore_limits(state)  # some may have been set, and are to be lifted
+            self._provisioner.restore_limits(state)  # limits may have been set, and must be lifted
         if self.unfinished and not state.consumer_access:
             self._provisioner.withdraw_consumer_access(self._id)
         self.unfinished = False
@@ -322,7 +322,7 @@ class ProvisioningSteps:
             raise UnavailableError("what was half-made can't be undone yet")
 
     def _abandon(self, metadata: Metadata) -> bool:
-        """Undo a failed provisioning and record that; tell whether it is done."""
+        """Undo a failed provisioning and record that; return whether it is done."""
         self.take_time()
         if not self._provisioner.undo(self._id):
             return False
@@ -337,7 +337,7 @@ class ProvisioningSteps:
 
 
 def _refuse_unkept(command: ChangeLimits, kept: KeptLimits) -> None:
-    """Raise `InvalidCommandError` for a limit to be set that the broker can't keep."""
+    """Raise `InvalidCommandError` if the command sets a limit that the broker can't enforce."""
     for name in OF_THE_BROKER:
         if command.changes.get(name) is not None and name not in kept.names:
             raise InvalidCommandError(

@@ -1,7 +1,7 @@
 """The reconciler: compares what the journal asks for with what broker and database have.
 
-The reconciler only looks. What has drifted it tells the supervisor, and so the tenant whose it is:
-a tenant's objects are changed by one actor alone, in the order of its mailbox.
+The reconciler only looks. It reports drift to the supervisor, which passes it to the tenant: only
+the tenant's own actor changes its objects, in the order of its mailbox.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ log = structlog.get_logger("actors.reconciler")
 PAGE: Final = 500
 
 SETTLED: Final = 10.0
-"""Seconds a tenant consumes before the broker is expected to know of it."""
+"""Seconds that a tenant consumes before the broker is expected to list its consumer."""
 
 AT_ONCE: Final = 50
 REPAIRS_PER_SECOND: Final = 50.0
-"""How many tenants are told of their drift at once, and how fast the others: what all of them have
-lost together is made right without keeping commands waiting for minutes."""
+"""How many tenants are told of their drift at once, and how fast the others follow, so that a loss
+common to all tenants is repaired without keeping commands waiting for minutes."""
 
 LONGEST_LOOK: Final = 600.0
-"""Seconds after which a look is taken to hang: each of its queries is bounded, and repeated."""
+"""Seconds after which a look counts as stuck: each of its queries is bounded, and repeated."""
 
 _COMPARED: Final = {Lifecycle.ACTIVE, Lifecycle.PAUSED}
-"""The others are being made or removed this moment, by their actor."""
+"""Tenants in other lifecycles are being created or removed by their actor."""
 
 _PARTITION: Final = "its partition"
 
 
 class Reconciler(SupervisedActor):
-    """Looks at start, and then again and again; an outage only makes it wait for the next time."""
+    """Looks at start, and then periodically; in an outage it waits for the next time."""
 
     def __init__(self, *, parent: Ref, ports: ActorPorts, runtime: RuntimeState) -> None:
         super().__init__(name="reconciler", parent=parent)
@@ -57,7 +57,7 @@ class Reconciler(SupervisedActor):
         self._unknown: frozenset[str] = frozenset()
 
     def handle(self, message: object) -> None:
-        """Compare, at first and whenever the clock says so."""
+        """Look, at first and whenever the clock reminds it."""
         match message:
             case Begin() | Look():
                 intact: dict[str, Intact] = {}
@@ -76,21 +76,21 @@ class Reconciler(SupervisedActor):
                 delay = (number - AT_ONCE) / REPAIRS_PER_SECOND
                 self._ports.clock.tell_later(delay, self.parent, one)
         if message == Look():
-            return  # beside its turns
+            return  # an extra look, outside the schedule
         self._ports.clock.tell_later(
             self._ports.reconcile_every, self.actor_ref, Reminder.LOOK_FOR_DRIFT
         )
 
     def _look(self, intact: dict[str, Intact] | None = None) -> list[Drifted]:
-        """Compare everything once; nothing is found where something can't be asked.
+        """Compare everything once; return no drift if a source can't be queried.
 
-        Tenants of which nothing is missing are added to `intact`.
+        Tenants that miss nothing are added to `intact`.
         """
         ports = self._ports
         began = ports.clock.now()
         self.beat(LONGEST_LOOK)
         try:
-            # The states first: what is made after them is then seen as not compared yet.
+            # The states first: objects of tenants created after them are then not compared yet.
             everybody = list(existing_tenants(ports.directory))
             states = [one for one in everybody if ports.ownership.owns(one.tenant_id)]
             administration = ports.provisioner.administration
@@ -142,7 +142,7 @@ class Reconciler(SupervisedActor):
         return found
 
     def _show(self, tenant_id: str, found: Iterable[Drift]) -> None:
-        """Show what of a tenant can't be repaired; what could not be before is gone by itself."""
+        """Show a tenant's unrepairable drift in the runtime state; clear it where there is none."""
         runtime = self._runtime.tenants.get(tenant_id)
         if runtime is not None:
             left = [one for one in found if not one.mendable]
@@ -159,7 +159,7 @@ class Reconciler(SupervisedActor):
         )
 
     def _leftovers(self, left: Mapping[str, list[str]], began: float) -> Iterator[Drifted]:
-        """Tell what is to be removed: only what the journal says was a tenant's, now deleted."""
+        """Yield leftovers to remove: only those of tenants that the journal says are deleted."""
         unknown = set()
         for tenant_id, things in sorted(left.items()):
             if not self._ports.ownership.looks_after(tenant_id):
@@ -176,7 +176,7 @@ class Reconciler(SupervisedActor):
                         remedy="no tenant of this id was ever created here: remove it by hand",
                     )
             elif not state.exists:
-                # What is retained of a deleted tenant is no leftover.
+                # The retained partition of a deleted tenant is not a leftover.
                 left_over = [one for one in things if not (state.retained and one == _PARTITION)]
                 if left_over:
                     found = tuple(
@@ -187,7 +187,7 @@ class Reconciler(SupervisedActor):
 
 
 def existing_tenants(directory: TenantDirectory) -> Iterator[TenantState]:
-    """Give every tenant that exists, by id, a page at a time. Raises `JournalUnavailableError`."""
+    """Yield every existing tenant, by id, a page at a time. Raises `JournalUnavailableError`."""
     after: str | None = None
     while page := directory.page(after=after, limit=PAGE):
         yield from page

@@ -1,6 +1,7 @@
-"""What the actors are doing, to be read without waiting for an actor.
+"""What the actors are doing, readable without waiting for an actor.
 
-Each field has one writer, the actor it tells of; readers may be a moment behind and never block it.
+Each field has one writer, the actor it describes; readers may be a moment behind and never block
+it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ GRACE: Final = 2.0
 """Seconds without consuming after which a tenant makes a running system not ready."""
 
 REFUSALS: Final = 2
-"""Channels in a row that were lost before they consumed, by which it is the tenant's own trouble:
-an outage of the broker takes a channel that had consumed."""
+"""Channels lost in a row before they consumed, from which on the trouble is the tenant's own: an
+outage of the broker takes a channel that has consumed."""
 
 
 class RateMeter:
@@ -46,7 +47,7 @@ class RateMeter:
         self._counts[slot] += count
 
     def rate(self) -> float:
-        """Give the things a second over the last ten seconds, the one under way left out."""
+        """Return the things a second over the last ten seconds, without the current second."""
         second = int(self._now())
         total = sum(
             count
@@ -61,14 +62,14 @@ class BusyMeter:
 
     def __init__(self) -> None:
         self._so_far = (0.0, 0, 0.0)
-        """Seconds until the last change, how many have been busy since, and when it was."""
+        """Busy seconds until the last change, busy workers since, and the time of the change."""
 
     def change(self, busy: int, now: float) -> None:
-        """Note that so many are busy from now on."""
+        """Note that so many workers are busy from now on."""
         self._so_far = self.seconds(now), busy, now
 
     def seconds(self, now: float) -> float:
-        """Give the seconds that workers have been busy until now, all of them added up."""
+        """Return the seconds that all workers together have been busy until now."""
         seconds, busy, since = self._so_far
         return seconds + busy * (now - since)
 
@@ -76,13 +77,13 @@ class BusyMeter:
 class Departures:
     """The actors that parents have let go, until their threads have ended.
 
-    Parents add, from their threads; the watch alone takes out.
+    Parents add actors, from their threads; only the watch removes them.
     """
 
     def __init__(self) -> None:
         self._leaving: deque[ActorHeartbeat] = deque()
         self.abandoned: tuple[ActorHeartbeat, ...] = ()
-        """Those that hang: Python can't end a thread that does not end by itself."""
+        """Actors whose threads hang: Python can't end a thread that does not end by itself."""
 
     def let_go(self, ref: Ref) -> None:
         """Tell an actor to stop, after what its mailbox holds."""
@@ -91,7 +92,7 @@ class Departures:
             ref.stop(block=False)
 
     def replace(self, ref: Ref) -> None:
-        """Let an actor go that hangs, or is owned by one: it is fenced first."""
+        """Fence an actor that hangs, or whose owner hangs, and let it go."""
         heartbeat_of(ref).fence()
         self.let_go(ref)
 
@@ -111,10 +112,10 @@ class Departures:
 
 
 class Standouts:
-    """The tenants of which something is to be said: of thousands it is few, mostly.
+    """The tenants that may make the system not ready: mostly few of thousands.
 
-    Each is added and taken out as it happens, by whichever thread it happens on; so whether the
-    system is ready is told without asking every tenant.
+    Tenants are added and removed as their state changes, on the thread that changes it; so
+    readiness is known without asking every tenant.
     """
 
     def __init__(self) -> None:
@@ -122,7 +123,7 @@ class Standouts:
         self.store_down: set[TenantRuntimeState] = set()
 
     def forget(self, runtime: TenantRuntimeState) -> None:
-        """Leave out a tenant that is gone, or has a new state."""
+        """Remove a tenant's state: the tenant is gone, or has a new state."""
         self.not_consuming.discard(runtime)
         self.store_down.discard(runtime)
 
@@ -141,7 +142,7 @@ class TenantRuntimeState:
         self.tenant_id = tenant_id
         self.pending = pending
         self.latency = latency
-        """Tells the last minute's, of an incarnation of the tenant."""
+        """Returns the last minute's latency of an incarnation of the tenant."""
         self.departures = departures or Departures()
         self.standouts = standouts or Standouts()
         self.state: TenantState | None = None
@@ -151,11 +152,11 @@ class TenantRuntimeState:
         self.workers_current = 0
         self._consuming = False
         self.refused = 0
-        """How often in a row its queues could not be consumed: taken by another, gone or silent."""
+        """How often in a row its queues could not be consumed: in other use, gone or silent."""
         self.refusal: str | None = None
-        """Why its queues are not consumed, as long as they should be."""
+        """Why its queues are not consumed although they should be."""
         self.unrepaired: str | None = None
-        """What of its objects has drifted and can't be repaired, with the remedy."""
+        """The drift of its objects that can't be repaired, with the remedy."""
         self.consuming_since = time.monotonic()
         self.waiting_since = time.monotonic()
         self.in_hand: dict[str, int] = {}
@@ -170,15 +171,15 @@ class TenantRuntimeState:
         self.child_restarts: dict[str, int] = {}
         self._store_down = False
         self.stands_still: str | None = None
-        """Why the tenant's actor waits, though nothing is recorded of it: it can't be parked."""
+        """Why the tenant's actor stands still although it can't be recorded as parked."""
         self.meter = RateMeter()
         self.busy = BusyMeter()
         self.bucket: TokenBucket | None = None
-        """What the tenant may store now by its rate; none without one. Its consumer's."""
+        """The tokens of the tenant's rate limit; None without one. Written by its consumer."""
         self.standouts.not_consuming.add(self)
 
     def renewed(self) -> TenantRuntimeState:
-        """Make one for the actor that takes this one's place: its totals, nothing running."""
+        """Make a state for the replacing actor: with these totals, and nothing running."""
         runtime = TenantRuntimeState(
             self.tenant_id, self.pending, self.departures, self.standouts, self.latency
         )
@@ -211,7 +212,7 @@ class TenantRuntimeState:
 
     @property
     def store_down(self) -> bool:
-        """Whether the database refuses to store for it."""
+        """Whether the database refuses to store the tenant's messages."""
         return self._store_down
 
     @store_down.setter
@@ -226,7 +227,7 @@ class TenantRuntimeState:
         return self.buffered + self.in_flight + self.held
 
     def snapshot(self) -> TenantRuntime:
-        """Tell it as the API shows it."""
+        """Return the state as the API shows it."""
         state = self.state
         return TenantRuntime(
             tenant_id=self.tenant_id,
@@ -251,13 +252,13 @@ class TenantRuntimeState:
 
     @property
     def parked(self) -> str | None:
-        """Why the tenant was given up, or None."""
+        """Why the tenant is parked, or None."""
         state = self.state
         return self.stands_still or (None if state is None else state.parked)
 
     @property
     def trouble(self) -> str | None:
-        """What is in the tenant's own way, in a sentence or two, or None."""
+        """The tenant's own trouble, in a sentence or two, or None."""
         said = [one for one in (self.refusal, self.unrepaired) if one is not None]
         return "; ".join(said) or None
 
@@ -274,7 +275,7 @@ class TenantRuntimeState:
         return held
 
     def status(self) -> ActorStatus:
-        """Give the tenant's part of the tree of actors."""
+        """Return the tenant's part of the tree of actors."""
         children = []
         if self.consumer is not None:
             state = "consuming" if self.consuming else "waiting"
@@ -298,8 +299,8 @@ class TenantRuntimeState:
         """Tell whether the tenant should consume and does not.
 
         Once the system has settled in, a tenant has some seconds to come back, and is not waited
-        for while it is being made; before, a tenant that is being made is one whose making was cut
-        short, and is waited for.
+        for during provisioning. Before, a tenant in provisioning is one whose provisioning was cut
+        short by a restart, and is waited for.
         """
         if self.consuming or (settled_in and now - self.waiting_since < GRACE):
             return False
@@ -326,18 +327,18 @@ class RuntimeState:
         self.standouts = Standouts()
         self.probes: dict[str, Callable[[], bool]] = {}
         self.troubles: Sequence[Callable[[], str | None]] = ()
-        """Each says why nothing can work, as long as it can't."""
+        """Each returns why nothing can work, while that lasts."""
         self.pending: Callable[[], Mapping[str, int] | None] = lambda: None
         self.latency: Callable[[str, int], float | None] = lambda _tenant_id, _incarnation: None
 
     def dead_letters_found(self, tenant_id: str, count: int) -> None:
-        """Count dead letters that no worker knew of: the broker's own."""
+        """Count dead letters that no worker has listed: those that the broker itself made."""
         runtime = self.tenants.get(tenant_id)
         if runtime is not None:
             runtime.letters_found += count
 
     def tenant(self, tenant_id: str) -> TenantRuntimeState:
-        """Give a tenant's runtime state, making it if need be."""
+        """Return a tenant's runtime state; create it where missing."""
         runtime = self.tenants.get(tenant_id)
         if runtime is None:
             runtime = self.tenants[tenant_id] = TenantRuntimeState(
@@ -350,46 +351,46 @@ class RuntimeState:
         return runtime
 
     def renew(self, tenant_id: str) -> TenantRuntimeState:
-        """Give a tenant a new state for a new actor; the old one is read no more."""
+        """Give a tenant a new state for a new actor; the old state is no longer read."""
         former = self.tenant(tenant_id)
         runtime = self.tenants[tenant_id] = former.renewed()
         self.standouts.forget(former)
         return runtime
 
     def forget(self, tenant_id: str) -> None:
-        """Leave out a tenant that exists no more."""
+        """Remove a tenant that exists no more."""
         runtime = self.tenants.pop(tenant_id, None)
         if runtime is not None:
             self.standouts.forget(runtime)
 
     def snapshot(self, tenant_id: str) -> TenantRuntime | None:
-        """Tell what a tenant's actors are doing; None if it has none."""
+        """Return what a tenant's actors are doing; None if it has none."""
         runtime = self.tenants.get(tenant_id)
         return None if runtime is None else runtime.snapshot()
 
     def snapshots(self) -> dict[str, TenantRuntime]:
-        """Tell what every tenant's actors are doing, by id."""
+        """Return what every tenant's actors are doing, by id."""
         return {
             tenant_id: runtime.snapshot()
             for tenant_id, runtime in sorted(self.tenants.copy().items())
         }
 
     def in_flight(self, tenant_id: str) -> int | None:
-        """Count a tenant's deliveries that are not settled; None if it has no actor."""
+        """Count a tenant's unsettled deliveries; None if it has no actor."""
         runtime = self.tenants.get(tenant_id)
         return None if runtime is None else runtime.unsettled
 
     def rate(self) -> float:
-        """Give the messages settled a second, of all tenants together."""
+        """Return the messages settled a second, of all tenants together."""
         return sum(runtime.meter.rate() for runtime in self.tenants.copy().values())
 
     def _pending(self, tenant_id: str) -> int | None:
-        """Give the broker's count; a tenant it has not counted yet has nothing waiting."""
+        """Return the broker's count of pending messages; 0 for a tenant not counted yet."""
         counts = self.pending()
         return None if counts is None else counts.get(tenant_id, 0)
 
     def tree(self) -> ActorStatus:
-        """Give the tree of actors."""
+        """Return the tree of actors."""
         children = [runtime.status() for _, runtime in sorted(self.tenants.copy().items())]
         if (ref := self.reconciler) is not None:
             restarts = self.reconciler_restarts
@@ -401,7 +402,7 @@ class RuntimeState:
         return status if ref is None or ref.is_alive() else replace(status, state="dead")
 
     def not_ready(self) -> tuple[str, ...]:
-        """Say why the system is not ready; nothing, if it is."""
+        """Return why the system is not ready; empty if it is."""
         reasons = []
         if self.state is not SystemState.RUNNING:
             reasons.append(f"the daemon is {self.state.value}")
@@ -412,7 +413,7 @@ class RuntimeState:
         idle = self._present(self.standouts.not_consuming)
         others = len(idle) < len(self.tenants)
         waits = [one for one in idle if one.waits(now, settled_in=settled_in)]
-        # One tenant's own trouble is that tenant's state, once others consume.
+        # Once other tenants consume, one tenant's own trouble does not make the system unready.
         waiting = [one.tenant_id for one in waits if not (others and one.refused >= REFUSALS)]
         if waiting:
             more = f" and {len(waiting) - 5} more" if len(waiting) > 5 else ""
@@ -424,7 +425,7 @@ class RuntimeState:
         return tuple(dict.fromkeys(reasons))
 
     def _present(self, those: set[TenantRuntimeState]) -> list[TenantRuntimeState]:
-        """Give those that count: an actor that was replaced may write to its old state still."""
+        """Return the current states: a replaced actor may still write to its old state."""
         return [one for one in those.copy() if self.tenants.get(one.tenant_id) is one]
 
 
@@ -437,7 +438,7 @@ def _status(
     restarts: int,
     children: Sequence[ActorStatus] = (),
 ) -> ActorStatus:
-    """Give an actor's status; one that hangs is `stuck`, whatever it was doing."""
+    """Return an actor's status; a hanging actor is `stuck`, whatever it was doing."""
     return ActorStatus(
         name=name,
         kind=kind,

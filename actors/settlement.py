@@ -1,8 +1,8 @@
-"""What a consumer has taken and not settled: what may be acknowledged, and what is held.
+"""A consumer's unsettled deliveries: which may be acknowledged, and which are held.
 
 Delivery tags rise by one on their channel, so one `basic.ack(multiple=True)` settles every
-delivery up to a tag. It must pass nothing that is not committed, and nothing that is held for
-another attempt.
+delivery up to a tag. It must not cover a delivery that is not committed, or is held for another
+attempt.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from tenantry.broker.port import Delivery, QueueSpec, Subscription
 from tenantry.messages.port import Held, StoreResult, Tried
 
 MOST_HELD: Final = 10_000
-"""Deliveries of a tenant that may be held before the prefetch of its queues is renewed no more."""
+"""Held deliveries of a tenant from which on its queues' prefetch is no longer renewed."""
 
 MOST_HELD_BYTES: Final = 64 * 1024 * 1024
 
 
 class Settlement:
-    """The batches of one channel, from cutting to the ack, and what is held among them.
+    """The batches of one channel, from cutting to the ack, and the held deliveries among them.
 
-    `subscription` is where they are settled. `Reminder.RETRY_DUE` tells the consumer when the pause
-    of a held delivery may be over. The runtime state shows how many are in flight, and held.
+    Batches are settled on `subscription`. `Reminder.RETRY_DUE` tells the consumer when the pause of
+    a held delivery may be over. The runtime state shows how many are in flight, and held.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Settlement:
         self.subscription: Subscription | None = None
 
     def clear(self, in_hand: Iterable[Batch] = ()) -> None:
-        """Forget everything: the channel is gone. What is `in_hand` is left to workers."""
+        """Forget everything: the channel is gone. Workers keep the batches `in_hand`."""
         self._window = Window()
         self._held.clear()
         if self._lanes is not None:
@@ -61,7 +61,7 @@ class Settlement:
         self._show()
 
     def enter(self, batch: Batch) -> None:
-        """Take in a batch that was cut just now."""
+        """Take in a batch that was just cut."""
         self._window.enter(batch)
         self._show()
 
@@ -73,10 +73,10 @@ class Settlement:
     def done(
         self, batch: Batch, result: StoreResult, *, parts: int, uncut: int | None = None
     ) -> list[Batch]:
-        """Note what became of a batch, and settle what may be settled by now.
+        """Note a batch's result, and settle the deliveries that may be settled by now.
 
-        Gives what is left of the batch, to be given out again at once, in `parts` parts at most.
-        From the tag `uncut` on, deliveries are in no batch yet.
+        Returns the batch's left deliveries, to be given out again at once, in at most `parts`
+        parts. From the tag `uncut` on, deliveries are in no batch yet.
         """
         if batch.ticket is not None and self._lanes is not None:
             self._in_order_done(self._lanes, batch.ticket, batch, result)
@@ -91,7 +91,7 @@ class Settlement:
         return left
 
     def take_due(self, generation: int, *, batch_size: int) -> list[Batch]:
-        """Give what is to be tried again by now; it stays held until its last attempt is over."""
+        """Return the held deliveries due now; each stays held until its last attempt is over."""
         due = self._held.take_due(self._clock.now())
         if self._lanes is not None:
             self._lanes.wake(self._clock.now())
@@ -112,7 +112,7 @@ class Settlement:
     def _show(self) -> None:
         held, flying = self._window.held, self._window.unsettled - self._window.held
         if self._lanes is not None:
-            # What waits for the batch before it to come back is under way as well.
+            # Deliveries that wait for the lane's batch in hand count as in flight as well.
             held += self._lanes.held
             flying -= self._lanes.held + self._lanes.ready
         self._runtime.held = held
@@ -136,7 +136,7 @@ class Settlement:
         ]
 
     def _in_order_done(self, lanes: Lanes, ticket: int, batch: Batch, result: StoreResult) -> None:
-        """Release what is finished; the rest goes back to its lanes, in its order."""
+        """Release finished deliveries; the rest return to their lanes, in order."""
         deliveries, now = batch.deliveries, self._clock.now()
         kept: dict[int, Pause | None] = {deliveries[index].tag: None for index in result.left}
         for one in result.held:
@@ -149,12 +149,12 @@ class Settlement:
         self._remind_of_retries()
 
     def let_go(self, batch: Batch) -> None:
-        """Note that a worker is done with a batch of a channel that is gone."""
+        """Note that a worker is done with a batch of a former channel."""
         if batch.ticket is not None and self._lanes is not None:
             self._lanes.done(batch.ticket, {})
 
     def _retry_done(self, batch: Batch, result: StoreResult) -> None:
-        """Release deliveries whose last attempt is over; hold the others on."""
+        """Release deliveries whose last attempt is over; keep holding the others."""
         deliveries, tried = batch.deliveries, batch.tried or []
         rejects = {one.index for one in result.unstorable}
         left = [
@@ -170,7 +170,7 @@ class Settlement:
         self._hold(batch, [*result.held, *left])
 
     def _hold(self, batch: Batch, held: Sequence[Held]) -> None:
-        """Keep deliveries unsettled until their pauses are over; their neighbours go on."""
+        """Keep deliveries unsettled until their pauses are over; other deliveries go on."""
         if not held and not self._held:
             return
         now = self._clock.now()
@@ -200,7 +200,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acknowledgement:
-    """What to tell the broker: reject some tags, ack some singly, then ack all up to one."""
+    """Orders for the broker: reject some tags, ack some singly, then ack all up to one."""
 
     rejects: Sequence[int] = ()
     acks: Sequence[int] = ()
@@ -209,7 +209,7 @@ class Acknowledgement:
 
 @dataclass(slots=True)
 class _Span:
-    """The tags of a batch. `apart` are those it does not ack: rejected, or held at some time."""
+    """A batch's tags. The batch's ack leaves out those in `apart`: rejected, or held once."""
 
     batch: Batch
     unfinished: int
@@ -220,11 +220,11 @@ class _Span:
 class Window:
     """The unsettled deliveries of one channel.
 
-    A batch enters when it is cut, in the order of tags, and is reported on in parts. Batches are
-    settled in that order, each when all of it is finished: while nothing is held, by one ack for
-    many batches; beyond a held delivery, by one ack for each delivery. Held deliveries are settled
-    by themselves, when they are released. So are those of partitions in order, whose batches are
-    not of consecutive tags: by one ack as far as everything below is finished.
+    A batch enters when it is cut, in the order of tags, and finishes in parts. Batches are settled
+    in that order, each when all of it is finished: while nothing is held, by one ack for many
+    batches; beyond a held delivery, by one ack for each delivery. Held deliveries are settled
+    singly, when they are released. So are deliveries of partitions in order, whose batches don't
+    have consecutive tags; but by one ack as far as everything below is finished.
     """
 
     def __init__(self) -> None:
@@ -245,14 +245,14 @@ class Window:
         return len(self._held)
 
     def enter(self, batch: Batch) -> None:
-        """Take in a batch whose tags follow those before."""
+        """Take in a batch, whose tags follow the earlier ones."""
         span = _Span(batch, len(batch.deliveries))
         self._spans.append(span)
         self._by_batch[batch] = span
         self.unsettled += span.unfinished
 
     def enter_in_order(self, tags: Collection[int]) -> None:
-        """Take in deliveries of partitions in order, with tags above all those before."""
+        """Take in deliveries of partitions in order, with tags above all earlier ones."""
         self._in_order.extend(tags)
         self.unsettled += len(tags)
 
@@ -265,9 +265,9 @@ class Window:
     def finished(
         self, batch: Batch, count: int, *, rejects: Collection[int] = (), held: Collection[int] = ()
     ) -> None:
-        """Note that `count` more deliveries of a batch are finished, these among them otherwise.
+        """Note that `count` more deliveries of a batch are finished.
 
-        What is neither rejected nor held is committed.
+        Those neither in `rejects` nor in `held` are committed.
         """
         span = self._by_batch[batch]
         span.unfinished -= count
@@ -288,7 +288,7 @@ class Window:
         self._rejects += rejects
 
     def take_ready(self, uncut: int | None = None) -> Acknowledgement | None:
-        """Give what may be settled by now, once; None if there is nothing.
+        """Return what may be settled by now, once; None if there is nothing.
 
         From the tag `uncut` on, deliveries may have come that are not in the window yet.
         """
@@ -318,7 +318,7 @@ class Window:
         if not count:
             return None
         if some_in_order:
-            # All below is settled by now, or is about to be.
+            # All tags below the bound are settled, or are about to be.
             bound = _lower(_lower(lowest, uncut), self._first_of_batches())
             below = acks if bound is None else [tag for tag in acks if tag < bound]
             if below:
@@ -344,7 +344,7 @@ class Window:
 
 
 def _lower(one: int | None, other: int | None) -> int | None:
-    """Give the lower of two tags, where there are any."""
+    """Return the lower of two tags, either of which may be missing."""
     if one is None or other is None:
         return other if one is None else one
     return min(one, other)
@@ -352,7 +352,7 @@ def _lower(one: int | None, other: int | None) -> int | None:
 
 @dataclass(slots=True)
 class _HeldDelivery:
-    """`due` while its pause runs, else None; `window` is its queue's, by number, at that time."""
+    """`due` is set while the pause runs; `window` is the number of its queue's window when held."""
 
     delivery: Delivery
     window: int
@@ -361,12 +361,12 @@ class _HeldDelivery:
 
 
 class HeldDeliveries:
-    """Deliveries that wait for another attempt, by tag, and which queue they crowd.
+    """Deliveries that wait for another attempt, by tag, and the queues that they crowd.
 
     They stay unsettled, so that the broker has them too, and take up their queue's prefetch. When
-    they have taken half of it the queue is crowded, and its prefetch is to be renewed
-    (`Subscription.renew_prefetch`); but not when too much is held already: then the queue comes to
-    a stand, and what waits in it is the broker's to keep.
+    they have taken half of it, the queue is crowded, and its prefetch is to be renewed
+    (`Subscription.renew_prefetch`). When too much is held already it is not renewed: the queue
+    stands still, and the broker keeps its messages.
     """
 
     def __init__(self, queues: Sequence[QueueSpec], *, prefetch: int) -> None:
@@ -386,7 +386,7 @@ class HeldDeliveries:
         return len(self._entries)
 
     def hold(self, delivery: Delivery, tried: Tried, due: float) -> None:
-        """Hold a delivery, or hold it on, until `due`."""
+        """Hold a delivery, or hold it longer, until `due`."""
         entry = self._entries.get(delivery.tag)
         if entry is None:
             queue = _queue_of(delivery)
@@ -398,13 +398,13 @@ class HeldDeliveries:
         heapq.heappush(self._due, (due, delivery.tag))
 
     def next_due(self) -> float | None:
-        """Tell when the next pause is over; None if none runs."""
+        """Return when the next pause is over; None if none runs."""
         while self._due and not self._is_due(*self._due[0]):
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else None
 
     def take_due(self, now: float) -> list[tuple[Delivery, Tried]]:
-        """Give what is to be tried by now; it stays held until it is released."""
+        """Return the deliveries due by now; they stay held until they are released."""
         found = []
         while (due := self.next_due()) is not None and due <= now:
             _, tag = heapq.heappop(self._due)
@@ -423,7 +423,7 @@ class HeldDeliveries:
                 self._taken[queue] -= 1
 
     def take_crowded(self, window: int) -> list[QueueSpec]:
-        """Give the queues whose prefetch is to be renewed now, each once.
+        """Return the queues whose prefetch is to be renewed now, each once.
 
         `window` is how many deliveries of a queue may be unsettled just now.
         """
@@ -442,5 +442,5 @@ class HeldDeliveries:
 
 
 def _queue_of(delivery: Delivery) -> tuple[str, int]:
-    """Give the topic and partition of a delivery, which name its queue."""
+    """Return the topic and partition of a delivery, which identify its queue."""
     return delivery.message.topic, delivery.message.partition

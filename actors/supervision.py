@@ -1,10 +1,9 @@
-"""What Pykka leaves to its users: actors that tell when they fail, and can be replaced.
+"""Supervision on top of Pykka: actors that report their failures, and can be replaced.
 
-Pykka starts a thread per actor, and what it does on an error is silent: an exception under `tell`
-ends the actor and drops its mailbox, one in `on_start` calls no hook at all. So children do nothing
-in `on_start`: messages do the work, and every failure takes the same way. When a child is started
-again and when it is given up stands in `actors.backoff`; how a child that hangs is noticed, in
-`actors.watch`.
+Pykka starts a thread per actor, and handles errors silently: an exception under `tell` ends the
+actor and drops its mailbox; an exception in `on_start` calls no hook at all. So children do nothing
+in `on_start`: messages do the work, and every failure takes the same way. `actors.backoff` decides
+when a child is restarted and when it is given up; `actors.watch` notices a child that hangs.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _ROOT: Final = Path(__file__).parents[2]
 
 
 class ActorCrashError(Exception):
-    """Something that is no ordinary error (an exit, say) ended an actor's work."""
+    """An exception that is not an `Exception` (an exit, say) ended an actor's work."""
 
 
 class EscalationError(Exception):
@@ -40,7 +39,7 @@ class EscalationError(Exception):
 
 
 class FencedError(Exception):
-    """The actor was replaced while it was busy: nothing it still does may count."""
+    """The actor was replaced while it was busy: it may take no further step."""
 
 
 def tell(ref: Ref, message: object) -> bool:
@@ -61,8 +60,8 @@ def refuse(message: Execute, error: Exception) -> None:
 class SupervisedActor(pykka.ThreadingActor):
     """An actor that tells its parent when it fails.
 
-    Subclasses write `handle`, and may write `stopped` and `crashed`, which run in the actor's own
-    thread: what they own must be given back there.
+    Subclasses implement `handle`, and may implement `stopped` and `crashed`, which run in the
+    actor's own thread and must give back the actor's resources.
     """
 
     use_daemon_thread = True  # A hung actor must not keep the process from ending.
@@ -73,13 +72,13 @@ class SupervisedActor(pykka.ThreadingActor):
         self.parent = parent
         self.tenant_id = tenant_id
         self.failure: str | None = None
-        """What ended the actor, once it has failed."""
+        """The error that ended the actor, once it has failed."""
         self.heartbeat = ActorHeartbeat("/".join(filter(None, (tenant_id, name))))
         self.heartbeat.on_fence(self._refuse_mailbox)
         self._actor_ref = SupervisedRef(self)
 
     def handle(self, message: object) -> object:
-        """Handle one message; what is returned answers an `ask`."""
+        """Handle one message; the result answers an `ask`."""
         raise NotImplementedError
 
     def stopped(self) -> None:
@@ -90,19 +89,19 @@ class SupervisedActor(pykka.ThreadingActor):
         self.stopped()
 
     def tell_parent(self, message: object) -> None:
-        """Tell the parent something, if it is there to hear it and this actor is not replaced."""
+        """Send the parent a message, unless the parent is gone or this actor was replaced."""
         parent = self.parent
         if parent is not None:
             self.heartbeat.unless_fenced(lambda: tell(parent, message))
 
     def beat(self, patience: float | None = None) -> None:
-        """Beat, between the steps of a long work: `ActorHeartbeat.go_on`."""
+        """Beat between the steps of long work: see `ActorHeartbeat.go_on`."""
         self.heartbeat.go_on(patience)
 
     # Pykka's hooks.
 
     def on_start(self) -> None:
-        """Name the thread, and what it logs, after the actor."""
+        """Name the thread, and bind its log lines, after the actor."""
         self.heartbeat.thread = threading.current_thread()
         self.heartbeat.thread.name = self.heartbeat.name
         context = {"actor": self.name}
@@ -111,7 +110,7 @@ class SupervisedActor(pykka.ThreadingActor):
         structlog.contextvars.bind_contextvars(**context)
 
     def on_receive(self, message: object) -> object:
-        """Hand a message to `handle`; whatever escapes ends this actor and no other."""
+        """Pass a message to `handle`; an exception ends this actor and no other."""
         heartbeat = self.heartbeat
         if isinstance(message, Ping):
             with suppress(InvalidStateError):
@@ -125,10 +124,10 @@ class SupervisedActor(pykka.ThreadingActor):
             return self.handle(message)
         except BaseException as error:
             if heartbeat.is_fenced():
-                return None  # It was replaced: its failure concerns no other actor any more.
+                return None  # The actor was replaced: its failure concerns no other actor.
             if isinstance(error, Exception):
                 raise
-            # Pykka would stop every actor there is; one is enough.
+            # Pykka would stop all actors; only this one is to end.
             raise ActorCrashError(f"{type(error).__name__}: {error}") from error
         finally:
             heartbeat.rest()
@@ -172,7 +171,7 @@ class SupervisedActor(pykka.ThreadingActor):
             self.heartbeat.forget()
 
     def _refuse_mailbox(self) -> None:
-        """Empty the mailbox, which is not read any more, and refuse the commands in it."""
+        """Empty the mailbox, which is no longer read, and refuse the commands in it."""
         inbox = cast("Queue[Any]", self.actor_inbox)
         with suppress(Empty):
             while True:
@@ -188,9 +187,9 @@ class SupervisedActor(pykka.ThreadingActor):
 class ActorHeartbeat(Heartbeat):
     """A heartbeat, and a fence.
 
-    An actor that is replaced while its thread hangs can't be ended: Python has no way. The actor
-    is fenced instead: from then on it says nothing to its parent, handles no message, and what it
-    holds outside is given back by the thread that fences it.
+    Python can't end an actor's thread that hangs. A replaced actor is fenced instead: from then on
+    it tells its parent nothing and handles no message, and the thread that fences it gives back
+    the actor's outside resources.
     """
 
     __slots__ = ("_fenced", "_gate", "_releases", "name", "stuck", "thread")
@@ -210,7 +209,7 @@ class ActorHeartbeat(Heartbeat):
         return self._fenced
 
     def fence(self) -> None:
-        """Make void what the actor says from now on, and give back what it holds. From any thread.
+        """Void the actor's messages from now on, and give back its resources. From any thread.
 
         When this returns, no message of the actor is under way any more. Harmless twice.
         """
@@ -221,7 +220,7 @@ class ActorHeartbeat(Heartbeat):
             self._release(release)
 
     def on_fence(self, release: Callable[[], None]) -> None:
-        """Have `release`, which may be called from any thread, give back something at a fence."""
+        """Register `release`, which gives back a resource at a fence; called from any thread."""
         with self._gate:
             if not self._fenced:
                 self._releases.append(release)
@@ -229,12 +228,12 @@ class ActorHeartbeat(Heartbeat):
         self._release(release)
 
     def forget(self) -> None:
-        """Hold the actor no longer, which has ended and has given everything back itself."""
+        """Drop the releases, and so the actor, which has ended and given everything back."""
         with self._gate:
             self._releases.clear()
 
     def go_on(self, patience: float | None = None) -> None:
-        """Beat, between the steps of a long work: before each one that counts outside.
+        """Beat between the steps of long work: before each step with an effect outside.
 
         The next beat, or the end of the message, is due within `patience` seconds; without, within
         the watch's own. Raises `FencedError` where the actor has been replaced meanwhile, so that
@@ -251,17 +250,17 @@ class ActorHeartbeat(Heartbeat):
                 say()
 
     def at_ease(self) -> bool:
-        """Tell whether the actor waits for a message, and nothing is noted of it."""
+        """Tell whether the actor's live thread waits for a message, and it is not marked stuck."""
         thread = self.thread
         return self._latest is None and not self.stuck and thread is not None and thread.is_alive()
 
     @property
     def ended(self) -> bool:
-        """Whether the actor's thread was there and is there no more."""
+        """Whether the actor's thread has started and ended."""
         return self.thread is not None and not self.thread.is_alive()
 
     def where(self) -> str:
-        """Say where in the program the actor's thread is now, for people."""
+        """Describe where in the program the actor's thread is now."""
         return "" if self.thread is None else where_is(self.thread)
 
     def _release(self, release: Callable[[], None]) -> None:
@@ -272,7 +271,7 @@ class ActorHeartbeat(Heartbeat):
 
 
 class SupervisedRef(pykka.ActorRef[SupervisedActor]):
-    """An actor's reference, with its heartbeat: what others may know of it without asking."""
+    """An actor's reference with its heartbeat, readable without asking the actor."""
 
     def __init__(self, actor: SupervisedActor) -> None:
         super().__init__(actor)
@@ -280,7 +279,7 @@ class SupervisedRef(pykka.ActorRef[SupervisedActor]):
 
 
 def heartbeat_of(ref: Ref) -> ActorHeartbeat:
-    """Give the heartbeat of a `SupervisedActor`."""
+    """Return the heartbeat of a `SupervisedActor`."""
     if not isinstance(ref, SupervisedRef):
         raise TypeError(f"{ref} is no supervised actor")
     return ref.heartbeat
@@ -292,8 +291,8 @@ def mailbox_depth(ref: Ref) -> int:
 
 
 def where_is(thread: threading.Thread) -> str:
-    """Say where in the program a thread is now, for people."""
-    # The one way to look at another thread; it has been there since Python 2.5.
+    """Describe where in the program a thread is now."""
+    # The only way to look at another thread; it exists since Python 2.5.
     frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001
     places: list[str] = []
     while frame is not None and len(places) < 3:

@@ -47,16 +47,16 @@ from tenantry.unavailable import UnavailableError
 log = structlog.get_logger("actors.supervisor")
 
 RELEASE_SECONDS: Final = 10.0
-"""Seconds a tenant may take to finish what it holds before another node takes it."""
+"""Seconds a tenant may take to finish its deliveries before its hand-over to another node."""
 
 AUTOSCALER: Final = Metadata(actor="autoscaler")
 
 STOP_TIMEOUT: Final = 3.0
-"""Seconds the tenants are given together to stop, once they are drained."""
+"""Seconds that all tenants together have to stop, once they are drained."""
 
 
 class Supervisor(SupervisedActor):
-    """The root of the tree. It never waits for a tenant; a slow one delays no other."""
+    """The root of the tree. It never waits for a tenant, so a slow tenant delays no other."""
 
     def __init__(
         self, *, ports: ActorPorts, runtime: RuntimeState, on_crash: Callable[[str], None]
@@ -77,7 +77,7 @@ class Supervisor(SupervisedActor):
         self._autoscaling = Autoscaling()
 
     def handle(self, message: object) -> None:
-        """Handle a command, a message of a tenant or the clock."""
+        """Handle a command, or a message from a child or the clock."""
         match message:
             case Execute():
                 self._route(message)
@@ -100,7 +100,7 @@ class Supervisor(SupervisedActor):
             case Drifted():
                 self._drifted(message)
             case Begin() | Reminder.START_RECONCILER:
-                # At first, too: what has drifted is seen before the tenants make it right.
+                # At start, too, so that drift is seen before the tenants repair it.
                 self._start_reconciler()
             case Acquired(tenant_ids=tenant_ids, in_order=in_order):
                 self._acquired(tenant_ids, in_order=in_order)
@@ -120,14 +120,14 @@ class Supervisor(SupervisedActor):
                 raise TypeError(f"the supervisor can't handle {type(message).__name__}")
 
     def crashed(self) -> None:
-        """Tell the process that it can't go on, and has to be started anew."""
+        """Report that the process can't go on, and has to be restarted."""
         self._on_crash(f"the supervisor failed: {self.failure}")
         self.stopped()
 
     def stopped(self) -> None:
         """Stop all tenants at once, then wait for each, for a bounded time together."""
         if self._runtime.reconciler is not None:
-            # Not waited for: it only looks, and its queries are bounded.
+            # Not waited for: the reconciler only looks, and its queries are bounded.
             self._runtime.departures.let_go(self._runtime.reconciler)
             self._runtime.reconciler = None
         until = self._clock.now() + STOP_TIMEOUT
@@ -146,9 +146,9 @@ class Supervisor(SupervisedActor):
             for state in existing_tenants(self._ports.directory):
                 owned = self._ports.ownership.owns(state.tenant_id)
                 if owned and state.tenant_id not in self._tenants:
-                    # Seen at once, so that the system is not taken for ready before they consume.
+                    # Known at once, so that the system is not taken for ready before they consume.
                     found = intact.get(state.tenant_id)
-                    # What another has recorded since then, is brought about.
+                    # If another writer has recorded events since the look, reconcile the tenant.
                     known = None if found is None or found.state != state else found
                     self._start(state.tenant_id, intact=known)
                 self.beat()
@@ -174,7 +174,7 @@ class Supervisor(SupervisedActor):
         ref = self._tenants.get(tenant_id)
         idle = self._runtime.state is SystemState.RUNNING and tenant_id not in self._restarting
         if ref is None and message.leftover and idle:
-            # The actor of a deleted tenant, for as long as it takes to remove what is left.
+            # An actor for a deleted tenant, for as long as it takes to remove its leftovers.
             ref = self._start(tenant_id, fresh=True)
         if ref is not None:
             tell(ref, message)
@@ -188,7 +188,7 @@ class Supervisor(SupervisedActor):
         in_order: bool = False,
         fresh: bool = False,
     ) -> Ref:
-        # A new one each time: an actor that was replaced writes to the old one, if to any.
+        # A new state each time: a replaced actor can only write to its old one.
         runtime = self._runtime.renew(tenant_id)
         runtime.stands_still = park
         ref = Tenant.start(
@@ -221,7 +221,7 @@ class Supervisor(SupervisedActor):
                 refuse(message, restarting)
                 return
             if not isinstance(message.command, CreateTenant):
-                # It may be this node's by now, and its actor be begun in a moment.
+                # This node may just have acquired the tenant, and be about to start its actor.
                 expected = self._ports.ownership.expects(tenant_id)
                 begins = ElsewhereError(f"tenant {tenant_id!r} has just come to this node")
                 refuse(message, begins if expected else TenantNotFoundError(tenant_id))
@@ -249,7 +249,7 @@ class Supervisor(SupervisedActor):
         self._drained_if_done()
 
     def _look_at_load(self) -> None:
-        """Resize the tenants whose number of workers follows their load; one may refuse."""
+        """Resize the autoscaled tenants by their load; a tenant may refuse."""
         if self._drain is not None:
             return
         for command in self._autoscaling.look(self._clock.now(), self._runtime.tenants.values()):
@@ -281,7 +281,7 @@ class Supervisor(SupervisedActor):
             self._release_now(tenant_id)
             return
         if self._drain is not None:
-            # Its channel is closed, the broker has its deliveries again: nothing is left to drain.
+            # Its channel is closed, the broker requeues its deliveries: nothing is left to drain.
             self._undrained.discard(tenant_id)
             self._drained_if_done()
             return
@@ -300,9 +300,9 @@ class Supervisor(SupervisedActor):
         self._clock.tell_later(restart.delay, self.actor_ref, RestartChild(name=tenant_id))
 
     def _replace(self, runtime: TenantRuntimeState) -> None:
-        """Take a tenant that hangs out of the way, and with it what it can't stop itself."""
+        """Replace a hanging tenant, and with it the children that it can't stop itself."""
         self._ports.observer.actor_stuck("tenant")
-        # The tenant first: a child that it starts after its fence, it lets go again by itself.
+        # The tenant first: a child that it starts after its fence, it drops by itself.
         for ref in (runtime.ref, runtime.consumer, *runtime.workers.copy().values()):
             if ref is not None:
                 runtime.departures.replace(ref)
@@ -311,7 +311,7 @@ class Supervisor(SupervisedActor):
         runtime.workers = {}
 
     def _reconciler_failed(self, child: Ref, error: str, *, stuck: bool) -> None:
-        """Have it look again at its usual time: without it everything else goes on."""
+        """Schedule the reconciler's restart at its next usual time; the rest goes on without it."""
         observer = self._ports.observer
         observer.actor_failed("reconciler")
         if stuck:
@@ -334,9 +334,9 @@ class Supervisor(SupervisedActor):
     # Between nodes.
 
     def _acquired(self, tenant_ids: Sequence[str], *, in_order: bool) -> None:
-        """Begin with tenants that another node has left; what it could not leave is looked at."""
+        """Start acquired tenants; those not handed over in order are looked at first."""
         if self._drain is not None or self._runtime.state is not SystemState.RUNNING:
-            return  # They are begun with all others, or others take them.
+            return  # They start with all others, or other nodes take them.
         self._leaving.difference_update(tenant_ids)
         if in_order:
             for tenant_id in tenant_ids:
@@ -373,7 +373,7 @@ class Supervisor(SupervisedActor):
             self._release_now(tenant_id)
 
     def _release_expired(self, tenant_id: str, ref: Ref) -> None:
-        """Let a tenant go that can't finish: what it holds comes to the other node again."""
+        """Release a tenant that can't finish: its deliveries are redelivered to the other node."""
         if tenant_id not in self._leaving or self._tenants.get(tenant_id) != ref:
             return
         runtime = self._runtime.tenant(tenant_id)
@@ -383,7 +383,7 @@ class Supervisor(SupervisedActor):
         self._release_now(tenant_id)
 
     def _release_now(self, tenant_id: str) -> None:
-        """Let a tenant go, and say so: from here on it is another node's to begin with."""
+        """Let a tenant go, and report it as released: from here on another node may start it."""
         self._restarting.pop(tenant_id, None)
         self._restarts.forget(tenant_id)
         ref = self._tenants.pop(tenant_id, None)
@@ -422,7 +422,7 @@ class Supervisor(SupervisedActor):
 
     def _drain_expired(self, drain: DrainAll) -> None:
         if drain.reply.done():
-            return  # It is done, or another one has taken its place.
+            return  # This drain is done, or another has replaced it.
         orphans: list[Orphan] = []
         for tenant_id in sorted(self._undrained):
             held = self._runtime.tenant(tenant_id).orphans()

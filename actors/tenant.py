@@ -1,7 +1,7 @@
-"""The tenant: takes its commands, records what comes of them, and brings it about.
+"""The tenant: takes its commands, records their events, and carries them out.
 
-It owns one consumer and its workers. What a tenant does outside is brought about from its state, so
-that after a fault the actor only has to begin again.
+It owns one consumer and its workers. Everything outside is derived from the tenant's state, so that
+after a fault the actor only has to begin again.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ log = structlog.get_logger("actors.tenant")
 class Tenant(SupervisedActor):
     """One tenant. Commands are handled one at a time, in the order they come.
 
-    Its parts: the `TenantAggregate` (its events and state), the `ProvisioningSteps` by which
-    what is outside follows the state, the `DriftRepair`, the `Children` that work, and the
+    Its parts: the `TenantAggregate` (its events and state), the `ProvisioningSteps` by which its
+    outside objects follow the state, the `DriftRepair`, the `Children` that work, and the
     `PendingReplies` to commands.
     """
 
@@ -83,7 +83,7 @@ class Tenant(SupervisedActor):
         runtime: TenantRuntimeState,
         fresh: bool = False,
     ) -> None:
-        """With `fresh` the actor is made for a tenant that is only about to be created."""
+        """With `fresh` the actor is for a tenant about to be created, or one that is deleted."""
         super().__init__(name="tenant", parent=parent, tenant_id=tenant_id)
         self._id = tenant_id
         self._runtime = runtime
@@ -94,7 +94,7 @@ class Tenant(SupervisedActor):
         self._draining = self._leaving = False
         self._park: str | None = None
         self._retries = Retries(actor=self.actor_ref, clock=ports.clock)
-        # Its parts don't refer to the actor: once it has ended, it is freed at once.
+        # Its parts don't refer to the actor, so that an ended actor is freed at once.
         beat = self.heartbeat.go_on
         self._aggregate = TenantAggregate(
             tenant_id=tenant_id, ports=ports, runtime=runtime, beat=beat
@@ -116,7 +116,7 @@ class Tenant(SupervisedActor):
         self.heartbeat.on_fence(self._replies.refuse_all)
 
     def handle(self, message: object) -> None:
-        """Handle a command, a message of a child, the supervisor or the clock."""
+        """Handle a command, or a message from a child, the supervisor or the clock."""
         self._handle(message)
         if self._leaving and not self._draining and not self._replies.awaited:
             self._drain()
@@ -180,7 +180,7 @@ class Tenant(SupervisedActor):
         self._replies.executing = message
         try:
             if self._gone:
-                # The supervisor is about to let this actor go; it routes the command anew.
+                # The supervisor is about to drop this actor; it routes the command anew.
                 self.tell_parent(message)
             elif self._leaving:
                 refuse(
@@ -224,13 +224,13 @@ class Tenant(SupervisedActor):
                 if self._children.consumer is not None:
                     tell(self._children.consumer, Limit(limits=state.limits))
                 if self._children.outdated(state):
-                    # A consumer's prefetch is fixed, too: what is beyond it is given back.
+                    # A consumer's prefetch is fixed: it drains, and a new consumer replaces it.
                     self._children.drain(partial(self._consume, message, None))
                 else:
                     self._resize(message, state)
             case PauseTenant():
                 self._aggregate.execute(command, metadata)
-                replies.happened(Awaited.CONSUMING)  # it does not come any more
+                replies.happened(Awaited.CONSUMING)  # it won't happen any more
                 self._children.drain(partial(replies.answer, message))
             case ResumeTenant():
                 self._aggregate.execute(command, metadata)
@@ -254,7 +254,7 @@ class Tenant(SupervisedActor):
                 replies.answer(message)
             case AddTopics():
                 if steps.add_topics(command, metadata):
-                    # A consumer's queues are fixed: it finishes, and a new one takes all of them.
+                    # A consumer's queues are fixed: it drains, and a new consumer reads all queues.
                     self._children.drain(partial(self._consume, message, None))
                 else:
                     replies.answer(message)
@@ -267,7 +267,7 @@ class Tenant(SupervisedActor):
                 assert_never(command)
 
     def _resize(self, message: Execute, state: TenantState) -> None:
-        """Have the consumer keep to the number of workers, and answer when it does."""
+        """Pass the number of workers to the consumer, and answer when it is in force."""
         consumer = self._children.consumer
         if consumer is None:
             self._replies.answer(message)
@@ -276,7 +276,7 @@ class Tenant(SupervisedActor):
             tell(consumer, Resize(workers=state.workers))
 
     def _refused(self, message: Execute, error: Exception) -> None:
-        """Refuse a command, and see soon to what it has left undone outside."""
+        """Refuse a command; if it left work unfinished outside, retry that soon."""
         refuse(message, error)
         self._leave_if_unknown()
         if self._steps.unfinished:
@@ -285,9 +285,9 @@ class Tenant(SupervisedActor):
     def _consume(
         self, message: Execute, credentials: Credentials | None, *, made: bool = False
     ) -> None:
-        """See that a tenant that is active consumes, and answer when it does.
+        """Make an active tenant consume, and answer when it does.
 
-        If it was `made` this moment, it has all that it needs.
+        A tenant that was just `made` has all its objects.
         """
         active = self._aggregate.known().lifecycle is Lifecycle.ACTIVE
         if not active or self._runtime.consuming:
@@ -297,7 +297,7 @@ class Tenant(SupervisedActor):
         self._reconcile(made=made)
 
     def _delete(self) -> None:
-        """Remove what is outside; during an outage, as soon as it is over."""
+        """Remove the tenant's objects; during an outage, as soon as that is over."""
         try:
             self._bring_about()
         except UnavailableError as error:
@@ -306,9 +306,9 @@ class Tenant(SupervisedActor):
     # Bringing about what the state says.
 
     def _go_on_from(self, intact: Intact) -> None:
-        """Consume, if the state says so: there is nothing to load and nothing to make.
+        """Consume, if the state says so: there is nothing to load and nothing to create.
 
-        A start with many tenants is a look at all of them, and not a dozen calls for each.
+        So a start with many tenants takes one look at all of them, not a dozen calls for each.
         """
         state = intact.state
         self._children.show_totals(intact.totals)
@@ -317,7 +317,7 @@ class Tenant(SupervisedActor):
             self._children.consume(state, totals=intact.totals)
 
     def _go_on_as_left(self) -> None:
-        """Load, and consume if the state says so: another node has left all in order."""
+        """Load, and consume if the state says so: another node has left everything in order."""
         try:
             self._aggregate.load(self._children.show_totals)
         except UnavailableError as error:
@@ -331,13 +331,13 @@ class Tenant(SupervisedActor):
 
     @property
     def _hands_off(self) -> bool:
-        """Whether nothing is to be started or repaired: the actor ends, or the consumer drains."""
+        """Whether to start and repair nothing: the actor ends, or the consumer drains."""
         return self._draining or self._gone or bool(self._children.after_drain)
 
     def _reconcile(self, *, made: bool = False) -> None:
-        """Bring about what the state says. An outage is waited out; any other failure is one.
+        """Bring about what the state says. An outage is waited out; other errors fail the actor.
 
-        What is `made` this moment outside is not made again.
+        Objects that were just `made` are not created again.
         """
         if self._hands_off:
             return
@@ -354,7 +354,7 @@ class Tenant(SupervisedActor):
         self._drift_repair.made_again()
 
     def _goes_on(self) -> bool:
-        """Park the tenant, if that is asked for; tell whether to go on, as its state then says."""
+        """Park the tenant, if that is asked for; return whether to go on with its state."""
         reason = self._park
         if reason is None:
             return True
@@ -372,7 +372,7 @@ class Tenant(SupervisedActor):
         state = self._aggregate.known() if made else self._steps.bring_about()
         if state.lifecycle is Lifecycle.ACTIVE:
             if self._children.outdated(state):
-                # A consumer's queues are fixed: it finishes, and a new one takes all of them.
+                # A consumer's queues are fixed: it drains, and a new consumer reads all queues.
                 self._children.drain(self._reconcile)
             else:
                 self._children.consume(state)
@@ -388,7 +388,7 @@ class Tenant(SupervisedActor):
             self._leave_if_unknown()
 
     def _leave_if_unknown(self) -> None:
-        """Let the actor go that a refused creation has left without a tenant."""
+        """End the actor if there is no tenant, as after a refused creation."""
         if not self._aggregate.exists:
             self._leave()
 

@@ -1,4 +1,4 @@
-"""A tenant as the journal has it: its events, and the state they fold to."""
+"""A tenant as the journal has it: its events, and the state that they fold to."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tenantry.journal.tenants import load_tenant, snapshot_due, snapshot_of
 log = structlog.get_logger("actors.tenant")
 
 MOST_ATTEMPTS: Final = 3
-"""How often a command is decided where other writers keep appending first."""
+"""How often a command is decided anew when other writers keep appending first."""
 
 
 class TenantAggregate:
     """One tenant's events and state. Only its actor appends; the state is shown in `runtime`.
 
-    `beat` is called before each append: it raises where the actor has been replaced, which then
-    appends nothing more.
+    `beat` is called before each append: it raises if the actor has been replaced, so that a fenced
+    actor appends nothing more.
     """
 
     def __init__(
@@ -44,40 +44,40 @@ class TenantAggregate:
         self._beat = beat
         self.loaded = False
         self.state: TenantState | None = None
-        """None until it is loaded, and of a tenant that never was."""
+        """None until it is loaded, and for a tenant that never existed."""
 
     @property
     def exists(self) -> bool:
-        """Whether there is such a tenant, by what is loaded."""
+        """Whether the tenant exists, by the loaded state."""
         return self.state is not None and self.state.exists
 
     def known(self) -> TenantState:
-        """Give the state where there must be one by now."""
+        """Return the state; raise where there is none."""
         if self.state is None:
             raise RuntimeError("the tenant has no state yet")
         return self.state
 
     def load(self, show_totals: Callable[[], None]) -> None:
-        """Fold what the journal holds; the totals of a tenant that exists are shown before it.
+        """Fold the tenant's events; show an existing tenant's totals before its state.
 
         Raises `JournalUnavailableError`, `JournalError`, and what `show_totals` raises.
         """
         state = load_tenant(self._journal, self._id)
         if state is not None and state.exists:
-            # First the totals, then the state: a reader that sees the tenant sees them right.
+            # First the totals, then the state: a reader that sees the tenant sees right totals.
             show_totals()
         self.state = self._runtime.state = state
         self.loaded = True
 
     def adopt(self, state: TenantState) -> None:
-        """Take a state that was read under this daemon's term for what the journal holds."""
+        """Take over a state that was read from the journal under this daemon's term."""
         self.state = self._runtime.state = state
         self.loaded = True
 
     def execute(self, command: Command, metadata: Metadata) -> TenantState:
-        """Decide a command, append its events, fold them; give the state after them.
+        """Decide a command, append its events, fold them; return the state after them.
 
-        If another writer has appended first, the command is decided anew on what it left, a few
+        If another writer has appended first, the command is decided again on the new state, a few
         times. Raises `DomainError` where the command is refused, `JournalUnavailableError`,
         `JournalError`.
         """
@@ -107,7 +107,7 @@ class TenantAggregate:
         return self.known()
 
     def _show(self) -> None:
-        """Show the state; a tenant that has become active has a moment from now on to consume."""
+        """Show the state; a newly active tenant has its grace to start consuming from now on."""
         before, state = self._runtime.state, self.state
         active = state is not None and state.lifecycle is Lifecycle.ACTIVE
         if active and (before is None or before.lifecycle is not Lifecycle.ACTIVE):
@@ -121,5 +121,5 @@ class TenantAggregate:
         try:
             self._journal.save_snapshot(snapshot_of(state))
         except JournalError as error:
-            # It only saves time; the next one will do.
+            # Harmless: a snapshot only saves time, and the next one will do.
             log.warning("tenant.snapshot_failed", error=str(error))

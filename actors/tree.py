@@ -1,8 +1,9 @@
 """The tree of actors: how it is started, and how it is drained and stopped.
 
-New commands are refused, consumers cancel, workers finish what they and their consumer hold, acks
-are sent, tenants stop: all of that is `DrainAll` going down the tree and `Drained` coming up.
-What the actors stand on (broker connection, journal, database) is closed after them, by its owner.
+To drain, `DrainAll` goes down the tree and `Drained` comes up: new commands are refused, consumers
+cancel, workers finish the deliveries that they and their consumer hold, acks are sent, tenants
+stop. The actors' backends (broker connection, journal, database) are closed after them, by their
+owner.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ log = structlog.get_logger("actors.drain")
 
 TURN: Final = 0.2
 """Seconds of one wait on the main thread. A signal that comes just before a wait, or to another
-thread, is handled only after it: the second one, which ends the daemon at once, must not wait."""
+thread, is handled only after the wait: a second signal, which ends the daemon at once, must not be
+delayed."""
 
 
 def start_actors(
     ports: ActorPorts, runtime: RuntimeState, *, on_crash: Callable[[str], None]
 ) -> Ref:
-    """Start the supervisor, which `runtime` has then; it does nothing before `begin`.
+    """Start the supervisor, and set it in `runtime`; it does nothing before `begin`.
 
     `on_crash` is called with the reason where the supervisor fails, from its thread.
     """
@@ -43,7 +45,7 @@ def start_actors(
 
 
 def begin(supervisor: Ref) -> None:
-    """Let the supervisor start an actor for each tenant there is."""
+    """Let the supervisor start an actor for each existing tenant."""
     tell(supervisor, Begin())
 
 

@@ -1,10 +1,10 @@
-"""Notices what hangs or has died without a message, and tells who can do something about it.
+"""Notices actors and loops that hang or have died silently, and reports them.
 
 The watch runs on a thread that needs no actor, and asks nothing: every actor and every loop below
-them leaves a heartbeat. A child that hangs is its parent's to replace. Where no parent can do so
-(the supervisor itself, a loop that all depend on, too many threads that can't be ended), the
-process is not alive any more, and its manager has to start it anew. A loop that nothing waits for
-is logged and counted.
+them leaves a heartbeat. The watch tells the parent of a hanging child to replace it. Where no
+parent can do so (the supervisor itself, a loop that all depend on, too many threads that can't be
+ended), the process is no longer live, and its service manager has to restart it. A hanging loop
+that nothing waits for is logged and counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tenantry.loops import Heartbeat
 log = structlog.get_logger("actors.watch")
 
 PATIENCE: Final = 60.0
-"""Seconds an actor or a loop may be silent that has named no time of its own."""
+"""Seconds that an actor or a loop may be silent, unless it has named a time of its own."""
 
 MOST_ABANDONED: Final = 16
 """Threads of replaced actors that may hang; each holds memory, and perhaps a connection."""
@@ -38,7 +38,7 @@ LONGEST_ROUND: Final = 3.0
 patience, where that is less."""
 
 FROZEN: Final = 5.0
-"""Seconds between two looks after which the watch itself was held up, and so was everything."""
+"""Seconds between two looks from which on the whole process was held up, the watch included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class WatchedThread:
 
 
 class Watch:
-    """Looks after everything that runs. `look` is its owner's to call, every second or so."""
+    """Watches all actors and loops. Its owner calls `look` every second or so."""
 
     def __init__(
         self,
@@ -84,24 +84,24 @@ class Watch:
         *,
         vital: bool = True,
     ) -> None:
-        """Watch a thread as well: it may not end, and not hang if it is `vital`."""
-        # A heartbeat that never beats is that of a thread at rest.
+        """Watch a thread too: it must not end, and must not hang if it is `vital`."""
+        # A heartbeat that never beats counts as that of an idle thread.
         heartbeat = heartbeat or Heartbeat()
         self._loops[name] = WatchedThread(
             name=name, thread=thread, heartbeat=heartbeat, vital=vital
         )
 
     def look(self) -> None:
-        """Tell the parents of children that hang; see which of the replaced threads don't end."""
+        """Tell parents of hanging children; check which threads of replaced actors don't end."""
         now = self._now()
         if now - self._looked_at > FROZEN:
-            # Everything was held up with us, by SIGSTOP say: all begin with a fresh patience.
+            # The whole process was held up, by SIGSTOP say: all actors start with fresh patience.
             self._woke_at = now
         self._looked_at = now
         if now >= self._round_at:
             self._round_at = now + self._round_every
             for parent, child in self._children():
-                # Of thousands of actors nearly all are.
+                # Nearly all of thousands of actors are at ease.
                 if not heartbeat_of(child).at_ease():
                     self._judge(parent, child, now)
         for loop in self._loops.copy().values():
@@ -110,15 +110,15 @@ class Watch:
         self._runtime.departures.look(now, patience=self._patience, not_before=self._woke_at)
 
     def liveness(self) -> tuple[str, ...]:
-        """Say why the process can't go on; nothing, while it can. From any thread, at once.
+        """Return why the process can't go on; empty while it can. From any thread, at once.
 
-        Until the first `look`, and once the looks have ceased, no thread is taken to hang.
+        Before the first `look`, and once the looks have ceased, no thread counts as hung.
         """
         return tuple(self._reasons(self._now()))
 
     def _reasons(self, now: float) -> Iterator[str]:
         if self._runtime.state is SystemState.STOPPING:
-            return  # its end has begun, and has a deadline of its own
+            return  # the shutdown has begun, and has a deadline of its own
         not_before = now if now - self._looked_at > FROZEN else self._woke_at
         supervisor = self._runtime.supervisor
         if supervisor is not None:
@@ -139,11 +139,11 @@ class Watch:
             yield f"{abandoned} threads of replaced actors hang"
 
     def _silence(self, heartbeat: Heartbeat, now: float, not_before: float) -> float | None:
-        """Give the seconds of a silence that is too long; None while it is not."""
+        """Return the seconds of a silence that is too long; None while it is not."""
         return heartbeat.overdue(now, patience=self._patience, not_before=not_before)
 
     def _look_at(self, loop: WatchedThread, now: float) -> None:
-        """Log, once, that a loop hangs which the others can do without."""
+        """Log, once, that a loop that is not vital hangs."""
         silent = self._silence(loop.heartbeat, now, self._woke_at)
         if silent is None:
             self._stuck.discard(loop.name)
@@ -164,13 +164,13 @@ class Watch:
             heartbeat.stuck = False
             return
         if not heartbeat.stuck:
-            # Told once: the parent's mailbox is no place for reminders.
+            # Told once, so as not to fill the parent's mailbox.
             heartbeat.stuck = True
             log.error("actor.stuck", stuck=heartbeat.name, error=error)
             tell(parent, ChildFailed(child=child, error=error, stuck=True))
 
     def _children(self) -> Iterator[tuple[Ref, Ref]]:
-        """Give every actor but the supervisor, with its parent."""
+        """Yield every actor except the supervisor, as pairs of parent and child."""
         supervisor = self._runtime.supervisor
         if supervisor is None:
             return

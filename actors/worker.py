@@ -1,4 +1,4 @@
-"""The worker: stores one batch at a time, for as long as that takes."""
+"""The worker: stores one batch at a time, however long that takes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ log = structlog.get_logger("actors.worker")
 LONGEST_ERROR: Final = 500
 
 REUSE_REPORTED_EVERY: Final = 60.0
-"""Seconds between two events about one tenant's reused ids; what happens in between is counted."""
+"""Seconds between two events about one tenant's reused ids; reuses in between are counted."""
 
 
 class Worker(SupervisedActor):
     """Stores batches for its consumer, one after the other.
 
-    While the store can't be reached the batch is tried again, with backoff, without end: the
+    While the store can't be reached the worker retries the batch, with backoff, without end: the
     deliveries stay unacknowledged and nothing is lost. Any other failure ends the worker; the
-    consumer still has the batch and gives it to another.
+    consumer still has the batch and gives it to another worker.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Worker(SupervisedActor):
         self._reused_ids = reused_ids
 
     def handle(self, message: object) -> None:
-        """Store a batch, or try again to."""
+        """Store a batch, or retry it."""
         match message:
             case Work(batch=batch, result=result, failures=failures):
                 self._attempt(batch, result, failures)
@@ -121,7 +121,7 @@ class Worker(SupervisedActor):
         observer.batch_stored(self._tenant, ended, seconds, traces)
 
     def _report_reuse(self, batch: Batch, reused: Sequence[int]) -> None:
-        """Say that ids came twice with another content: now and then, however often that is."""
+        """Report ids that came again with another content, at a limited rate."""
         self._ports.observer.ids_reused(self._tenant, len(reused))
         count = self._reused_ids.note(len(reused), self._ports.clock.now())
         if not count:
@@ -148,14 +148,14 @@ class Worker(SupervisedActor):
                 metadata=self._metadata(),
             )
         except UnavailableError as error:
-            # It is counted and logged; nothing waits for it.
+            # Harmless: the reuse is counted and logged, and nothing waits for the event.
             log.debug("message.reuse_not_recorded", error=str(error))
 
     def _record(self, batch: Batch, unstorable: Sequence[Unstorable], *, again: bool) -> int:
-        """Write down what can't be stored, in the index and the journal, before it is rejected.
+        """Record unstorable messages in the index and the journal, before they are rejected.
 
-        Gives how many dead letters have come of it. An event has an id that the index has made of
-        the dead letter, so that a redelivery records nothing twice.
+        Returns how many new dead letters there are. The index derives an event's id from the dead
+        letter, so that a redelivery records nothing twice.
         """
         again = again or batch.attempt > 1
         rejected, events = [], []
@@ -194,7 +194,7 @@ class Worker(SupervisedActor):
             fresh=[one.fresh for one in kept],
         )
         self._ports.observer.journal_appended(told.recorded, self._ports.clock.now() - began)
-        # As many lines as events: a sender can make thousands of dead letters a second.
+        # No more lines than events: a sender can make thousands of dead letters a second.
         for event in events[: len(events) - told.put_off]:
             log.warning(
                 "message.dead_lettered",
@@ -210,7 +210,7 @@ class Worker(SupervisedActor):
 
 
 class ReusedIds:
-    """Counts a tenant's reused ids, to be reported once a while. Shared by its workers' threads."""
+    """Counts a tenant's reused ids, for occasional reports. Shared by its workers' threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -218,7 +218,7 @@ class ReusedIds:
         self._not_before = 0.0
 
     def note(self, count: int, now: float) -> int:
-        """Count messages; give how many are to be reported now, 0 for none."""
+        """Count messages; return how many are to be reported now, 0 for none."""
         with self._lock:
             self._count += count
             if now < self._not_before:
@@ -229,7 +229,7 @@ class ReusedIds:
 
 
 def _again(batch: Batch) -> Mapping[int, Tried | None]:
-    """Tell the store which deliveries are not the first of their messages."""
+    """Return which deliveries, by index, were delivered before, and their earlier tries."""
     again = {index: None for index, one in enumerate(batch.deliveries) if one.redelivered}
     if batch.tried is None:
         return again

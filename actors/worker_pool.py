@@ -1,4 +1,4 @@
-"""A consumer's workers: which are idle, which are busy with what, when one more is wanted."""
+"""A consumer's workers: which are idle, which are busy with which batch, when to add one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ IDLE_SECONDS: Final = 60.0
 class WorkerPool:
     """The workers of a consumer, `limit` at most, and what each has in hand.
 
-    A worker is started when it is wanted, by the tenant, and released after a while without work,
-    or when there are more than the limit: an idle worker costs a thread. After a `resize` the
+    The tenant starts a worker when one is wanted. A worker is released after a while without work,
+    since an idle worker costs a thread, or when there are more than the limit. After a `resize` the
     tenant is told `Resized` once no more workers are busy than the new limit allows.
     """
 
@@ -43,7 +43,7 @@ class WorkerPool:
         self._resizing = False
         self.limit = limit
         self.busy: Final[dict[Ref, Batch]] = {}
-        """The workers that have a batch in hand, each with it; others only read this."""
+        """The busy workers, each with its batch; only the pool writes this."""
         self._busy_changed()
 
     def can_give(self) -> bool:
@@ -61,28 +61,28 @@ class WorkerPool:
         return False
 
     def joined(self, worker: Ref, name: str) -> None:
-        """Take in a worker that was wanted."""
+        """Add a worker that the tenant has started."""
         self._wanted = False
         self._names[worker] = name
         self._idle[worker] = self._clock.now()
 
     def give(self, batch: Batch) -> bool:
-        """Give a batch to an idle worker; False if it has just died, and is idle no more.
+        """Give a batch to an idle worker; False if that worker has just died.
 
         The worker that was busy last is taken first, so that the others can be released.
         """
         worker, _ = self._idle.popitem()
         if not tell(worker, Work(batch=batch)):
-            return False  # Its tenant will say so, and send another.
+            return False  # The tenant will report it as lost, and send another worker.
         self.busy[worker] = batch
         self._runtime.in_hand[self._names[worker]] = len(batch.deliveries)
         self._busy_changed()
         return True
 
     def done(self, worker: Ref) -> int | None:
-        """Take a worker as idle again, or release it; give how many more may be busy.
+        """Mark a worker idle again, or release it; return how many more may be busy.
 
-        None if the worker had nothing in hand.
+        None if the worker had no batch.
         """
         if self.busy.pop(worker, None) is None:
             return None
@@ -96,19 +96,19 @@ class WorkerPool:
         return self.limit - len(self.busy)
 
     def lost(self, worker: Ref) -> Batch | None:
-        """Strike off a worker that failed; give back what it had in hand."""
+        """Remove a failed worker; return its batch, if it had one."""
         self._idle.pop(worker, None)
         name = self._names.pop(worker, None)
         if name is not None:
             self._runtime.in_hand.pop(name, None)
-        # If one was on its way it may be the one that failed: ask again.
+        # A worker that was on its way may be the failed one: ask again.
         self._wanted = False
         batch = self.busy.pop(worker, None)
         self._busy_changed()
         return batch
 
     def resize(self, limit: int) -> None:
-        """Have another limit from now on; idle workers beyond it are released at once."""
+        """Set another limit; release idle workers beyond it at once."""
         self.limit = limit
         self._resizing = True
         while self._idle and len(self.busy) + len(self._idle) > limit:
