@@ -1,1 +1,1 @@
-"""What a daemon stands on, put together from the settings: adapters, and the API before them."""
+"""Builds a daemon's parts from the settings: the adapters, and the API in front of them."""

@@ -1,4 +1,4 @@
-"""Puts the API on what it stands on, for a daemon that leads and for one that stands by."""
+"""Builds the API with its services, for a leading daemon and for a standby."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from tenantry.urls import alternatives
 
 
 def cursor_key(settings: Settings) -> bytes:
-    """Give the key of this daemon's own that seals cursors; it is kept in the state directory."""
+    """Return this daemon's own key for sealing cursors, kept in the state directory."""
     return kept_key(settings.state_dir / "cursor.key")
 
 
@@ -64,7 +64,7 @@ def reprocessing_of(
     *,
     on_listed: Callable[[str, int], None],
 ) -> Reprocessing:
-    """Make what lists, replays and discards dead letters."""
+    """Make the service that lists, replays and discards dead letters."""
     return Reprocessing(
         index=stores.dead_letters,
         queues=queues,
@@ -79,7 +79,7 @@ def reprocessing_of(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderWork:
-    """What serves requests of a leader, and does work of its own as well."""
+    """The services of a leader that serve requests and also do work of their own."""
 
     auditor: Auditor
     prover: IsolationProver
@@ -103,11 +103,11 @@ def open_leader_api(
     tracer: Tracer,
     stack: ExitStack,
 ) -> LeaderWork:
-    """Let all requests in, by the daemon's own sockets and by its front; `stack` undoes it.
+    """Serve all requests, on the daemon's own sockets and through its front; `stack` undoes it.
 
-    What is another node's of the `cluster` goes on to that.
-    `in_flight` counts a tenant's deliveries that are not settled; `on_listed` is told of dead
-    letters that were found, `removed` counts messages by tenant and why they were removed.
+    Requests for tenants of another node of the `cluster` are forwarded to that node.
+    `in_flight` counts a tenant's unsettled deliveries; `on_listed` is called with numbers of dead
+    letters that were found; `removed` counts removed messages by tenant and reason.
     """
     stores, links = backends.stores, backends.links
     auditor = Auditor(PostgresAccounts(stores.database), links.queues, in_flight)
@@ -189,7 +189,7 @@ def open_leader_api(
 
 
 def _lost_spans(**processes: Mapping[str, int]) -> Mapping[tuple[str, str], int]:
-    """Give counts of lost spans by process and reason."""
+    """Return counts of lost spans by process and reason."""
     return {
         (process, reason): count
         for process, counts in processes.items()
@@ -209,7 +209,7 @@ def open_standby_api(
     shares: Shares,
     stack: ExitStack,
 ) -> None:
-    """Let requests in that only read; all others are told who leads. `stack` undoes it."""
+    """Serve read-only requests; refuse all others with the leader's name. `stack` undoes it."""
     database = Database(url, pool_size=min(STANDBY_POOL, shares.pool), read_only=True)
     stack.callback(database.close)
     database.open()
@@ -254,17 +254,17 @@ def _logins(settings: Settings, listeners: Listeners) -> Logins | None:
 
 
 def _open(listeners: Listeners, services: Services) -> None:
-    """Let requests in, to what stands behind them from now on."""
+    """Serve requests with these services from now on."""
     listeners.open(create_app(services, [*way_in(listeners.identity), PAGE]), services.metrics)
 
 
 def broker_place(settings: Settings, database: Database) -> BrokerPlace:
-    """Say where tenants' clients find the broker."""
+    """Return where tenants' clients find the broker."""
     told, system = select.describe(settings), select.system(settings)
     if told is None:
         parts = urlsplit(database.url_for("", ""))
         host = parts.netloc.rpartition("@")[2].partition(",")[0]
-        # By a socket it is on this machine; the directory is the tenant's own URL's to tell.
+        # A Unix socket is on this machine; its directory is in the tenant's own URL.
         by_socket = not host or host.startswith(("%", "/", ":"))
         return BrokerPlace(
             system=system, host="localhost" if by_socket else host, path=unquote(parts.path[1:])
@@ -277,7 +277,7 @@ def broker_place(settings: Settings, database: Database) -> BrokerPlace:
 
 
 def describe(settings: Settings, listeners: Listeners, *, database: str) -> dict[str, object]:
-    """Describe a daemon that listens already; `database` says where that is."""
+    """Describe a daemon that listens already; `database` is the place of its database."""
     return {
         "version": __version__,
         "rabbitmq": select.describe(settings),

@@ -1,4 +1,4 @@
-"""What the actors of a leading daemon work with: database, broker, and the loops beside them."""
+"""The backends of a leading daemon's actors: database, broker, and the loops beside them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from tenantry.turns.turns import Weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """What a daemon keeps; it writes only where the sessions may."""
+    """A daemon's stores in the database; they write only if the sessions may."""
 
     database: Database
     journal: PostgresEventStore
@@ -67,9 +67,9 @@ class Stores:
         turns: StoringTurns | None = None,
         tracer: Tracer | None = None,
     ) -> Self:
-        """Stand on a database; for reading only, without the projection and the listener.
+        """Make the stores on a database; a reader needs neither projection nor listener.
 
-        Batches are stored by `turns` of tenants.
+        Batches are stored in the tenants' `turns`.
         """
         projections: list[InlineProjection] = []
         if projection is not None:
@@ -95,20 +95,20 @@ PARTS_LOOK_EVERY: Final = 60.0
 """Seconds between looks at whether the journal's open part has become too large or too old."""
 
 SWEEP_EVERY: Final = 3600.0
-"""Seconds between sweeps of attempts at messages that come no more."""
+"""Seconds between sweeps of records of attempts at messages that come no more."""
 
 KEPT_FREE: Final = 5
-"""Of so many connections of the pool one is not for storing: the journal and the API have it."""
+"""One in this many of the pool's connections is kept from storing, for the journal and the API."""
 
 IDLE_MARGIN: Final = 30.0
-"""Seconds beyond its time after which the server ends a transaction in which a handler hangs."""
+"""Seconds beyond a handler's timeout after which the server ends its idle transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backends:
-    """Everything is connected, or on its way to be; `handling` is the store with its handlers.
+    """The backends, connected or connecting; `handling` is the store with its handlers.
 
-    The `installation` is the name by which the broker's objects are known to be ours.
+    The `installation` is the name that marks the broker's objects as this installation's.
     """
 
     stores: Stores
@@ -139,9 +139,9 @@ def connect_backends(
     on_handled: OnHandled,
     tracer: Tracer,
 ) -> Backends:
-    """Bring the schema up to date, connect, shut out who led before; `stack` undoes it all.
+    """Migrate the schema, connect, fence the former leader; `stack` undoes it all.
 
-    `sessions` write under the term; `shares` says how many there may be of each kind. Raises
+    `sessions` write under the term; `shares` limits the connections of each kind. Raises
     `DatabaseError`, `JournalError`, `BrokerError`.
     """
     stack.callback(sessions.close)
@@ -219,9 +219,9 @@ def _with_handlers(
     on_handled: OnHandled,
     tracer: Tracer,
 ) -> MessageStore:
-    """Give the store that runs the handlers, if there are any; `stack` closes what it needs.
+    """Return the store that runs the handlers, if there are any; `stack` closes its resources.
 
-    As many run at once as they have `connections`.
+    As many handlers run at once as there are `connections`.
     """
     if not handlers:
         return plain
@@ -252,18 +252,18 @@ def _with_handlers(
 
 
 def sweep_attempts(store: MessageStore) -> None:
-    """Forget attempts at messages that have not come for days; there are none without handlers."""
+    """Forget attempts at messages that have not come for days; only handlers leave any."""
     if isinstance(store, HandlingStore):
         store.sweep()
 
 
 def abandoned(store: MessageStore) -> int:
-    """Count the threads that were left behind because a handler on them hangs."""
+    """Count the abandoned threads, whose handlers hang."""
     return store.abandoned if isinstance(store, HandlingStore) else 0
 
 
 def store_patience(handlers: Mapping[str, Handler], settings: Settings) -> float | None:
-    """Give the seconds a batch may take with handlers; None, where there are none."""
+    """Return the seconds a batch may take with handlers; None without handlers."""
     if not handlers:
         return None
     hang, one = settings.supervision.hang_seconds, settings.handler.timeout_seconds

@@ -1,4 +1,4 @@
-"""Everything the daemon listens on, and what stands behind it as the daemon changes its state."""
+"""The daemon's listeners, and the application that they serve as the daemon's state changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tenantry.tracing.lost import read
 from tenantry.unixpath import addressed
 
 SIBLING_SECONDS: Final = 2.0
-"""How long another process may take for its answer; a frozen one is left out."""
+"""How long another process may take to answer; a frozen process is left out."""
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
 
@@ -45,7 +45,7 @@ NO_HEADERS: Final[Mapping[str, str]] = {}
 def ask_siblings(
     family: Inherited, own: Path, path: str, headers: Mapping[str, str] = NO_HEADERS
 ) -> list[str]:
-    """Ask the other processes of a service, all at once; give the texts of those that succeed."""
+    """Ask a service's other processes, all at once; return the texts of successful answers."""
     others = [one for one in family.siblings if one != own]
     if not others:
         return []
@@ -69,14 +69,14 @@ def _ask(socket_path: Path, path: str, headers: Mapping[str, str]) -> str:
 
 
 class Listeners:
-    """The listeners: they answer 503 at first, then serve the application that was opened last."""
+    """The listeners: they answer 503 at first, then serve the last opened application."""
 
     def __init__(self, settings: Settings, inherited: Inherited | None = None) -> None:
-        """With what is `inherited` from a parent the front is the parent's, and so is its port."""
+        """With `inherited` sockets, the front and its port belong to the parent."""
         self._settings = settings
         self._inherited = inherited
         self.identity: Final = Identity.of(settings.security.secrets, Provider.of(settings))
-        """Whose tokens are taken, here and by the front."""
+        """The accepted issuers of tokens, here and in the front."""
         self._main_app, self._metrics_app = StartingApp(), StartingApp()
         port = settings.metrics.port
         # The control socket, the front, and perhaps a port for metrics.
@@ -110,9 +110,9 @@ class Listeners:
             )
 
     def bind(self) -> None:
-        """Take every address, or none. Raises `ListenError`, which names the key.
+        """Bind all addresses, or none. Raises `ListenError`, which names the key.
 
-        The control socket comes first: its holder is the daemon of this state.
+        The control socket comes first: its holder is the daemon of this state directory.
         """
         with ExitStack() as taken:
             for key, one in (
@@ -130,7 +130,7 @@ class Listeners:
             taken.pop_all()
 
     def _named(self, key: str, error: ListenError) -> ListenError:
-        """Say which key a refused address has come from, and what to do."""
+        """Return the error with the key of the refused address, and the remedy."""
         cause = error.__cause__
         help_ = start_checks.remedy(cause)
         if isinstance(error, TlsFilesError):
@@ -147,9 +147,9 @@ class Listeners:
         return ListenError(start_checks.line(key, str(error), help_))
 
     def loops(self) -> Mapping[str, ApiServer | Front]:
-        """Give what is to be run on threads of their own, in this order.
+        """Return the servers, in the order in which to run them on threads of their own.
 
-        The front ends last: what hangs on the daemon's answers has then come to its end.
+        The front ends last: by then no request waits for the daemon's answer.
         """
         loops: dict[str, ApiServer | Front] = {"api": self._api}
         if self._front is not None:
@@ -167,13 +167,13 @@ class Listeners:
 
     @property
     def metrics_port(self) -> int | None:
-        """The port that serves metrics alone, if there is one."""
+        """The port that serves only metrics, if there is one."""
         return None if self._metrics is None else self._metrics.tcp_port
 
     def lost_spans(self) -> Mapping[str, int]:
-        """Count the spans of the front that did not arrive, by reason.
+        """Count the front's lost spans, by reason.
 
-        Of several processes that have one front, the first one tells.
+        Of several processes that share a front, only the first counts them.
         """
         if self._front is not None:
             file = self._front.lost_spans
@@ -186,20 +186,20 @@ class Listeners:
         return {} if file is None else read(file)
 
     def share(self) -> None:
-        """Serve with the other processes of this service what all of them listen on."""
+        """Start to accept on the sockets shared with this service's other processes."""
         self._api.share()
         if self._metrics is not None:
             self._metrics.share()
 
     def others_are_ready(self) -> bool:
-        """Tell whether another process of this service is ready, which may take some seconds."""
+        """Return whether another process of this service is ready; may take some seconds."""
         if self._inherited is None:
             return False
         own = self._settings.control_socket.absolute()
         return bool(ask_siblings(self._inherited, own, "/readyz"))
 
     def with_siblings(self, page: Metrics, node: str) -> Metrics:
-        """Show with a page those of the other processes of this service, if there are any."""
+        """Merge a page with those of this service's other processes, if there are any."""
         if self._inherited is None:
             return page
         own, family = self._settings.control_socket.absolute(), self._inherited
@@ -215,12 +215,12 @@ class Listeners:
         self._main_app.open(app)
 
     def trust(self, secrets: Sequence[str]) -> None:
-        """Take tokens signed with these secrets, and no others, from now on."""
+        """Accept tokens signed with these secrets, and no others, from now on."""
         self.identity.trust(secrets)
         if self._front is not None:
             self._front.trust(secrets)
 
     def work_with(self, work: WorkWith) -> None:
-        """Have the front do by itself what it can, from now on."""
+        """Let the front do by itself what it can, from now on."""
         if self._front is not None:
             self._front.work_with(work)

@@ -1,4 +1,4 @@
-"""A daemon as one node among others: what it says of itself, and what its actors hear of them."""
+"""A daemon as one of several nodes: its introduction, and its actors' messages from the others."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from tenantry.urls import address
 log = structlog.get_logger("nodes")
 
 AWAY: Final = 10.0
-"""Seconds without the broker after which a node is given no more tenants."""
+"""Seconds without the broker after which a node gets no more tenants."""
 
 AT_ONCE: Final = 50
-"""Moves that are journalled between two turns."""
+"""Most moves that are journalled between two turns."""
 
 MOST_MOVES: Final = 100_000
-"""Moves that wait for the journal; an outage takes older ones with it."""
+"""Most moves that wait for the journal; in a long outage the oldest are dropped."""
 
 _ANY_ADDRESS: Final = {"0.0.0.0", "::", "[::]", ""}  # noqa: S104 - compared with
 
 
 def introduction(settings: Settings, name: str, *, port: int | None) -> Introduction:
-    """Say who this node is; its API listens on `port`."""
+    """Return this node's introduction; its API listens on `port`."""
     server, node = settings.server, settings.node
     scheme = "https" if server.tls is not None else "http"
     host = socket.gethostname() if server.host in _ANY_ADDRESS else server.host
@@ -57,14 +57,14 @@ def introduction(settings: Settings, name: str, *, port: int | None) -> Introduc
 
 
 class Away:
-    """For how long the broker has been away from here; asked now and then, from one thread."""
+    """Measures how long the broker has been away from this node; asked from one thread."""
 
     def __init__(self, connected: Callable[[], bool]) -> None:
         self._connected = connected
         self._since: float | None = None
 
     def seconds(self) -> float:
-        """Give the seconds since it was first seen to be away; 0 while it is there."""
+        """Return the seconds since the broker was first seen away; 0 while it is connected."""
         if self._connected():
             self._since = None
         elif self._since is None:
@@ -73,18 +73,18 @@ class Away:
 
 
 class MovesJournal:
-    """Journals tenants that came from another node, between turns and not in their way."""
+    """Journals tenants that came from another node, between turns so as not to delay them."""
 
     def __init__(self, journal: EventStore) -> None:
         self._journal = journal
         self._waiting: deque[Owned] = deque(maxlen=MOST_MOVES)
 
     def __call__(self, owned: Owned) -> None:
-        """Note a tenant that is this node's now."""
+        """Note a tenant that this node owns now."""
         self._waiting.append(owned)
 
     def write(self) -> None:
-        """Journal some of what waits; during an outage, none."""
+        """Journal some of the waiting moves; during an outage, none."""
         for _ in range(min(AT_ONCE, len(self._waiting))):
             owned = self._waiting.popleft()
             event = TenantMoved(
@@ -106,10 +106,10 @@ class MovesJournal:
 def make_membership(
     backends: Backends, joined: Joined, runtime: RuntimeState, *, moved: Callable[[Owned], object]
 ) -> Membership:
-    """Make this node one of the others; its turns begin what its actors hear of."""
+    """Make this node's membership among the nodes; its turns send messages to the actors."""
 
     def to_supervisor(message: Acquired | Release) -> None:
-        if runtime.supervisor is not None:  # at first there is none: it begins with what is owned
+        if runtime.supervisor is not None:  # a later supervisor starts with all owned tenants
             tell(runtime.supervisor, message)
 
     def acquire(tenant_ids: Collection[str], in_order: bool) -> None:

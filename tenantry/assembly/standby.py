@@ -1,4 +1,4 @@
-"""The ports of a daemon that waits for the term: whatever would change something is refused."""
+"""The ports of a daemon that waits for the term: they refuse every change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tenantry.unavailable import UnavailableError
 
 
 def term_status(standing: Standing) -> TermStatus:
-    """Tell of a term what people want to know."""
+    """Return a term's status, as shown to people."""
     holder = standing.holder
     return TermStatus(
         number=standing.number, host=holder.host, pid=holder.pid, since=standing.since
@@ -37,19 +37,19 @@ def term_status(standing: Standing) -> TermStatus:
 
 
 class Waiting(Protocol):
-    """A daemon that waits for its turn, as those see it who ask why."""
+    """A daemon that waits for the term, as its status shows it."""
 
     @property
     def standing(self) -> Standing | None:
-        """How the term stands that it waits for; None before that is known."""
+        """The standing of the awaited term; None before that is known."""
 
     @property
     def trouble(self) -> str | None:
-        """Why that can't be seen, as long as it can't."""
+        """Why the term can't be seen; None while it can."""
 
 
 class StandbyControl:
-    """The system (`Control`) of a standby: it has no actors, and names who leads."""
+    """The system (`Control`) of a standby: it has no actors, and names the leader."""
 
     def __init__(self, candidate: Waiting, *, on_stop: Callable[[], None]) -> None:
         self._candidate = candidate
@@ -58,7 +58,7 @@ class StandbyControl:
         self.stopping = False
 
     def reasons(self) -> tuple[str, ...]:
-        """Say why nothing is done here."""
+        """Return why this daemon does no work."""
         trouble = self._candidate.trouble
         if trouble is not None:
             return ("this daemon is a standby", f"the term is out of reach: {trouble}")
@@ -70,23 +70,23 @@ class StandbyControl:
         return (f"this daemon is a standby: {leader}",)
 
     def term(self) -> TermStatus | None:
-        """Tell who holds the term, as last seen; None before that."""
+        """Return the term's holder, as last seen; None before that."""
         standing = self._candidate.standing
         return None if standing is None else term_status(standing)
 
     def refuse(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse what would change something, and say who leads."""
+        """Refuse a change, and name the leader."""
         raise ControlUnavailableError("; ".join(self.reasons()))
 
     execute = drain = refuse
 
     def readiness(self) -> Readiness:
-        """Tell that it is not ready, and for whom it stands by."""
+        """Return that this daemon is not ready, and which leader it stands by for."""
         status = self.status()
         return Readiness(state=status.state, reasons=status.reasons)
 
     def status(self) -> SystemStatus:
-        """Tell that it stands by, and for whom."""
+        """Return that this daemon stands by, and for which leader."""
         state = SystemState.STOPPING if self.stopping else SystemState.STANDBY
         return SystemStatus(
             state=state,
@@ -103,11 +103,11 @@ class StandbyControl:
         )
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:  # noqa: ARG002
-        """Know of no tenant's actors."""
+        """Return None: a standby has no actors."""
         return None
 
     def runtimes(self) -> Mapping[str, TenantRuntime]:
-        """Have none."""
+        """Return nothing: a standby has no actors."""
         return {}
 
     def ping(self) -> Future[None]:
@@ -117,7 +117,7 @@ class StandbyControl:
         return answer
 
     def liveness(self) -> tuple[str, ...]:
-        """Find nothing that hangs: its one duty is the main thread's, which systemd watches."""
+        """Report no hang: all work is on the main thread, which systemd watches."""
         return ()
 
     def stop(self) -> None:
@@ -127,14 +127,14 @@ class StandbyControl:
 
 
 class StandbyNodes(NodesShown):
-    """The nodes (`Cluster`) as a standby sees them, which is none; it changes nothing."""
+    """The nodes (`Cluster`) as seen by a standby, which is not a node; it changes nothing."""
 
     def __init__(self, nodes: PostgresNodes, control: StandbyControl) -> None:
         super().__init__(nodes)
         self.set_draining = self.want = control.refuse
 
     def owners(self, tenant_ids: Collection[str]) -> Mapping[str, Owned]:
-        """See `Cluster.owners`; nothing where the schema is too old to tell."""
+        """See `Cluster.owners`; empty where the schema is too old to have owners."""
         try:
             return super().owners(tenant_ids)
         except UnavailableError:
@@ -151,9 +151,9 @@ class StandbyParts:
 
 
 class StandbyPorts:
-    """What else a standby may not use: to publish, to browse, to count, to prove, to keep keys.
+    """The other ports that a standby refuses: publish, browse, count, prove and keep keys.
 
-    It stands for `Publishing`, `DeadLetters`, `Queues`, `Prover` and `IdempotencyKeys`.
+    It stands in for `Publishing`, `DeadLetters`, `Queues`, `Prover` and `IdempotencyKeys`.
     """
 
     def __init__(self, control: StandbyControl) -> None:

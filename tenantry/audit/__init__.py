@@ -1,1 +1,1 @@
-"""Does it add up: what was counted, held against what is there."""
+"""The audit: counts compared with rows, dead letters and queues."""

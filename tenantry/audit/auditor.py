@@ -1,4 +1,4 @@
-"""The auditor: reads books, rows and queues, and says what does not add up."""
+"""The auditor: reads books, rows and queues, and reports differences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STILL: Final = 6.0
 """Seconds that books and queues must stand still to be compared: the broker's counts are 5 old."""
 
 PATIENCE: Final = 13.0
-"""Seconds after which something that never stood still is left uncompared."""
+"""Seconds after which figures that never stood still are left uncompared."""
 
 PAUSE: Final = 1.0
 PAGE: Final = 100
@@ -40,9 +40,9 @@ class Latest:
 
 @dataclass(eq=False, slots=True)
 class Auditor:
-    """Audits tenants. Callable from any thread; remembers what it found last.
+    """Audits tenants. Callable from any thread; remembers the latest outcomes.
 
-    `in_flight` tells how many deliveries the daemon holds of a tenant, None where it has no actors.
+    `in_flight` returns how many of a tenant's deliveries the daemon holds; None without actors.
     """
 
     accounts: Accounts
@@ -57,10 +57,10 @@ class Auditor:
     _latest: dict[str, Latest] = field(default_factory=dict, init=False)
 
     def audit(self, tenant_ids: Sequence[str], *, quick: bool = False) -> list[Audit]:
-        """Audit tenants, in the order given; a tenant that has no books is left out.
+        """Audit tenants, in the order given; a tenant without books is left out.
 
-        Where reading takes too long the later ones are left out too: ask again for them. The first
-        is always there. `quick` counts no rows. Raises `StoreUnavailableError`.
+        If reading takes too long, later tenants are left out too, for another call. The first is
+        always included. `quick` counts no rows. Raises `StoreUnavailableError`.
         """
         until = time.monotonic() + self.seconds
         read: dict[str, Audit] = {}
@@ -83,7 +83,7 @@ class Auditor:
         mine: Callable[[str], bool] = lambda _: True,
         go_on: Callable[[], None] = lambda: None,
     ) -> None:
-        """Audit every tenant there is that is `mine`; calls `go_on` every minute or so.
+        """Audit every existing tenant that is `mine`; call `go_on` every minute or so.
 
         Raises as `audit`, and `JournalUnavailableError`.
         """
@@ -101,11 +101,11 @@ class Auditor:
             self._latest.pop(gone, None)
 
     def latest(self) -> Mapping[str, Latest]:
-        """Give the outcome of each tenant's latest audit that counted its rows."""
+        """Return the outcome of each tenant's latest audit that counted its rows."""
         return self._latest.copy()
 
     def stop(self) -> None:
-        """Wait for nothing any more."""
+        """End all waits."""
         self._stopping.set()
 
     def _books(self, tenant_id: str, seconds: float | None) -> Audit | None:
@@ -126,9 +126,9 @@ class Auditor:
         )
 
     def _compare_with_broker(self, audits: dict[str, Audit]) -> None:
-        """Compare with the queues, looking again until what differs has stood still.
+        """Compare with the queues, and look again until differing figures have stood still.
 
-        Books and queues can't be read at one moment; most of what differs is only on its way.
+        Books and queues can't be read at one moment; most differences are messages on their way.
         """
         waiting = set(audits)
         stood: dict[str, tuple[object, float]] = {}

@@ -1,4 +1,4 @@
-"""What must be equal, and what it is called when it is not. Pure: figures in, differences out."""
+"""Which figures must be equal, and the differences between them. Pure: no side effects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tenantry.broker.port import QueueCounts
 
 
 class Kind(StrEnum):
-    """Where something does not add up."""
+    """Which figures differ."""
 
     COUNTS = "counts"
     ROWS = "rows"
@@ -23,12 +23,11 @@ class Kind(StrEnum):
 class Account:
     """A tenant's books at one moment: its counts, and what the database really holds.
 
-    Counts are since the tenant's creation. `position` is the last one given out, `removed` the
-    rows that were taken away on purpose: `aged` of them as they were too old for the tenant's
-    limits, `crowded` as they were too many. Of dead letters `kept` were listed once, and are
-    `listed` still, or were `replayed`, `discarded` or found `missing` from the queue; `settled`
-    ones wait to leave the queue. `rows` and `newest` (their highest position) are None where they
-    were not counted.
+    Counts are since the tenant's creation. `position` is the last position given out. `removed`
+    counts rows removed on purpose: `aged` of them were too old for the tenant's limits, `crowded`
+    too many. `kept` dead letters were listed once; they are still `listed`, or were `replayed`,
+    `discarded` or found `missing` from the queue; `settled` ones wait to leave the queue. `rows`
+    and `newest` (their highest position) are None where they were not counted.
     """
 
     tenant_id: str
@@ -51,7 +50,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Two figures that should be equal; `text` says it in words for people."""
+    """Two figures that should be equal; `text` describes the difference for people."""
 
     kind: Kind
     expected: int
@@ -66,11 +65,11 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """What an audit of a tenant has found.
+    """The outcome of a tenant's audit.
 
     `queues` is None where the broker could not be asked, `in_flight` where the tenant has no
-    actors. `moving`: messages move so fast that broker and books never stood still together, and
-    nothing is said of these. `uncounted` says why the rows were not counted, when they were not.
+    actors. `moving`: broker and books never stood still together, and were not compared.
+    `uncounted` is the reason why the rows were not counted, if they were not.
     """
 
     account: Account
@@ -87,12 +86,12 @@ class Audit:
 
     @property
     def balanced(self) -> bool:
-        """Whether it adds up."""
+        """Whether there are no differences."""
         return not self.differences
 
     @property
     def accepted(self) -> int:
-        """Messages taken from the broker: brought to an end, or in flight."""
+        """Messages taken from the broker: finished, or in flight."""
         account = self.account
         ended = account.stored + account.duplicates + account.dead_lettered
         return ended + (self.in_flight or 0)
@@ -126,7 +125,7 @@ def of_books(account: Account) -> Iterator[Difference]:
 def of_broker(account: Account, queues: QueueCounts, in_flight: int | None) -> Iterator[Difference]:
     """Compare a tenant's books with its queues.
 
-    The two are never read at the same moment: a difference is one only where all stands still.
+    The two are never read at the same moment: a difference counts only if all figures stand still.
     """
     tenant = account.tenant_id
     there, most = queues.dead_letters, account.listed + account.settled
@@ -139,7 +138,7 @@ def of_broker(account: Account, queues: QueueCounts, in_flight: int | None) -> I
             found=there,
             text=f"{change}: {account.listed} are listed, {there} are in the queue",
         )
-    # More than the daemon's own may be unsettled: the tenant's user may read its queues.
+    # The broker may count more than the daemon's deliveries: the tenant's user may consume too.
     if in_flight is not None and in_flight > queues.unsettled:
         yield Difference(
             kind=Kind.IN_FLIGHT,
@@ -172,7 +171,7 @@ def _rows(account: Account, rows: int) -> Iterator[Difference]:
 
 
 def _words(change: int, what: str, tenant: str, where: str = "") -> str:
-    """Say that so many are missing, or too many."""
+    """Describe how many are missing, or too many."""
     count = abs(change)
     these = f"{count} {what}{'' if count == 1 else 's'} of tenant {tenant}"
     verb = "is" if count == 1 else "are"

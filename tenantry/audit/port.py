@@ -1,4 +1,4 @@
-"""What an audit reads of the database."""
+"""The port through which an audit reads the database."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tenantry.audit.balance import Account
 
 
 class CountingTookTooLongError(Exception):
-    """A tenant's rows were not counted in the time there was."""
+    """A tenant's rows were not counted in the allowed time."""
 
 
 class Accounts(Protocol):
-    """Gives tenants' books, each as of one moment, however much is being written meanwhile.
+    """Gives tenants' books, each as of one moment, whatever writes go on meanwhile.
 
     Raises `StoreUnavailableError`.
     """

@@ -24,8 +24,8 @@ _SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 class PostgresAccounts:
     """Reads `tenantry.tenant_counters`, the partition and the list of dead letters (`Accounts`).
 
-    Rows and counts are committed together, so that they agree in every snapshot. Rows are
-    counted on a connection of their own: it may take long, and the pool is for those who store.
+    Rows and counts are committed together, so they agree in every snapshot. Rows are counted on a
+    separate connection: counting may take long, and the pool is for storing.
     """
 
     def __init__(self, database: Database) -> None:

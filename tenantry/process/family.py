@@ -1,4 +1,4 @@
-"""The processes of one service: what a daemon has from its parent, and the way to it."""
+"""The processes of one service: what a daemon inherits from its parent, and the line to it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ log: Final = structlog.get_logger("daemon")
 
 STOP: Final = b"S"
 DRAIN: Final = b"D"
-"""What a child tells its parent, for all of them."""
+"""A child's requests to its parent that concern all children."""
 
 VARIABLE: Final = "TENANTRY_INHERITED"
-"""The environment variable that names the descriptors; it is the parent's alone to set."""
+"""The environment variable that names the descriptors; only the parent sets it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inherited:
-    """Descriptors of sockets that all children listen on, and of the way to their parent.
+    """Descriptors of sockets that all children listen on, and of the line to their parent.
 
-    `control` listens on the service's control socket, `relay` is the near end of its front's,
-    `metrics` listens on the port for metrics, if there is one. `parent` is a stream: what is
-    written there reaches the parent, and its end means that the parent is gone. `port` is that of
-    the API, `family` the directory in which each child has one of its own. In `lost_spans` the
-    front counts spans that did not arrive, where it is traced.
+    `control` listens on the service's control socket, `relay` is the near end of the front's relay,
+    `metrics` listens on the port for metrics, if there is one. `parent` is a stream to the parent;
+    its end means that the parent is gone. `port` is that of the API, `family` the directory that
+    contains each child's own directory. In `lost_spans` the front counts lost spans, if tracing is
+    on.
     """
 
     control: int
@@ -46,29 +46,29 @@ class Inherited:
     lost_spans: int | None = None
 
     def write(self) -> str:
-        """Write it for a child's environment."""
+        """Return it as text for a child's environment."""
         return json.dumps(asdict(self))
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """All that a child is to have."""
+        """All descriptors that a child inherits."""
         there = (self.control, self.relay, self.parent, self.metrics, self.lost_spans)
         return tuple(one for one in there if one is not None)
 
     @property
     def siblings(self) -> list[Path]:
-        """The control sockets of all children, one's own included."""
+        """The control sockets of all children, this process's own included."""
         return sorted(Path(self.family).glob("*/control.sock"))
 
 
 def inherited(environ: Mapping[str, str] = os.environ) -> Inherited | None:
-    """Give what this process has from a parent; None where it has none."""
+    """Return what this process inherits from its parent; None without a parent."""
     text = environ.get(VARIABLE)
     return None if text is None else Inherited(**json.loads(text))
 
 
 class ParentLine:
-    """The way to the parent: `run` ends when the parent is gone, and says so; `tell` any time."""
+    """The line to the parent: `run` ends, and calls `gone`, when the parent is gone."""
 
     def __init__(self, descriptor: int, gone: Callable[[], object]) -> None:
         self._socket = socket.socket(fileno=descriptor)
@@ -77,7 +77,7 @@ class ParentLine:
         self._stopping = threading.Event()
 
     def tell(self, what: bytes) -> None:
-        """Tell the parent something; one that is gone hears nothing."""
+        """Send the parent a request, at any time; if the parent is gone, nothing happens."""
         with suppress(OSError):
             self._socket.send(what)
 
@@ -96,7 +96,7 @@ class ParentLine:
 
 
 class Family:
-    """The processes that are one service with this one: what ends or drains it does so to all.
+    """The processes of this process's service: stopping or draining applies to all of them.
 
     A process without a parent is a service of its own.
     """
@@ -115,14 +115,14 @@ class Family:
             self.parent.tell(STOP)
 
     def drain(self) -> bool:
-        """Have the service drain; tell whether the parent will ask this process for it, too."""
+        """Have the service drain; return whether the parent will tell this process to drain."""
         if self.parent is None:
             return False
         self.parent.tell(DRAIN)
         return True
 
     def _parent_gone(self) -> None:
-        """End in order, without the one that would start this process again; or at once."""
+        """End in order, since the parent can't restart this process; if already ending, at once."""
         if self._signals.stopping:
             os._exit(1)
         log.error("daemon.parent_gone", remedy="it ends; start the service again")

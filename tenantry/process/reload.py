@@ -1,4 +1,4 @@
-"""What of the configuration takes effect without a restart."""
+"""The part of the configuration that takes effect without a restart."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ RELOADABLE: Final = frozenset(
         "security.jwt_secret",
     }
 )
-"""Dotted keys; all others are for the next start."""
+"""Dotted keys; all other keys take effect at the next start."""
 
 
 class LiveSettings:
-    """The settings in force. `reload` is the main thread's to call; `now` may be read by any."""
+    """The settings in force. Only the main thread calls `reload`; any thread may read `now`."""
 
     def __init__(self, settings: Settings, load: Callable[[], Settings]) -> None:
-        """`load` reads the configuration again, where it was read before."""
+        """`load` reads the configuration again, from the same place as at the start."""
         self.now = settings
         self._load = load
         self._told: list[Callable[[Settings], object]] = []
 
     def tell(self, taker: Callable[[Settings], object]) -> None:
-        """Have `taker` told of the settings in force after each reload, on the same thread."""
+        """Call `taker` with the settings in force after each reload, on the same thread."""
         self._told.append(taker)
 
     def reload(self) -> None:
-        """Read the configuration again; a bad one changes nothing, and is told in the log."""
+        """Read the configuration again; a bad one changes nothing, and is logged."""
         try:
             new = self._load()
         except SettingsError as error:
@@ -60,7 +60,7 @@ class LiveSettings:
 
 
 def merged(old: Settings, new: Settings) -> Settings:
-    """Give the old settings with the reloadable keys of the new ones."""
+    """Return the old settings with the reloadable keys of the new ones."""
     tables: dict[str, dict[str, object]] = {}
     for dotted in RELOADABLE:
         table, _, key = dotted.rpartition(".")
@@ -73,7 +73,7 @@ def merged(old: Settings, new: Settings) -> Settings:
 
 
 def changed(old: Settings, new: Settings) -> frozenset[str]:
-    """Name the keys whose values differ, in dotted form; no values, for some are secret."""
+    """Return the dotted keys whose values differ, without values, as some are secret."""
     before, after = dict(_flat(old.model_dump())), dict(_flat(new.model_dump()))
     return frozenset(
         key for key in before.keys() | after.keys() if before.get(key) != after.get(key)

@@ -1,6 +1,6 @@
-"""What people and the service manager are told: how the daemon is, and that it lives.
+"""Reports the daemon's state and liveness to the log and to the service manager.
 
-systemd is told by sd_notify(3), of which nothing is needed but a datagram.
+systemd is told by sd_notify(3), which takes no more than a datagram.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tenantry.loops import Heartbeat, PeriodicService
 log: Final = structlog.get_logger("daemon")
 
 _WATCHDOG_SHARE: Final = 3
-"""So many beats are sent in the time in which systemd wants one."""
+"""The number of beats sent in the time in which systemd wants one."""
 
 
 class Report:
-    """What the log and the service manager have been told. Belongs to the main thread.
+    """Reports changes of state to the log and the service manager. Belongs to the main thread.
 
-    The service manager hears READY=1 once the daemon does what it is there for: it consumes, or it
-    stands by for the one that does.
+    The service manager gets READY=1 once the daemon does its work: it consumes, or it stands by for
+    the leader.
     """
 
     def __init__(self, notifier: Notifier) -> None:
@@ -34,14 +34,14 @@ class Report:
         self._told = ""
 
     def standing_by(self, reasons: tuple[str, ...]) -> None:
-        """Tell that another daemon leads."""
+        """Report that another daemon leads."""
         text = "; ".join(reasons)
         if text != self._told:
             log.info("daemon.standing_by", reasons=reasons)
             self._tell(text, ready=True)
 
     def leading(self, reasons: tuple[str, ...], **at_work: int) -> None:
-        """Tell whether the daemon is ready, or why not; `at_work` counts what it is there for."""
+        """Report that the daemon is ready, or why not; `at_work` counts the things it serves."""
         if not reasons:
             if not self._ready:
                 log.info("daemon.ready", **at_work)
@@ -54,7 +54,7 @@ class Report:
             self._tell(f"not ready: {'; '.join(reasons)}", ready=False)
 
     def reloaded(self) -> None:
-        """Tell that the daemon is as it was, after it has read its configuration again."""
+        """Report the unchanged state after the configuration was read again."""
         self._notifier.ready(self._told)
 
     def _tell(self, text: str, *, ready: bool) -> None:
@@ -64,15 +64,15 @@ class Report:
 
 
 PATIENCE: Final = 20.0
-"""Seconds the main thread may be silent, which looks on or asks for the term: often, but a
-database that answers slowly may hold it up."""
+"""Seconds the main thread, which watches or asks for the term, may be silent: it does so often, but
+a slow database may hold it up."""
 
 
 class Watchdog(PeriodicService):
-    """Beats as often as the manager wants, unless something hangs; then the manager restarts us.
+    """Beats as often as the manager wants; if something hangs it stops, and is restarted.
 
-    `liveness` says why the process can't go on. `main` is the main thread's heartbeat: that
-    thread watches all others, so it is watched from here.
+    `liveness` returns why the process can't go on. `main` is the main thread's heartbeat: the main
+    thread watches all others, so the watchdog watches it.
     """
 
     def __init__(
@@ -105,19 +105,19 @@ class Watchdog(PeriodicService):
 
 
 class Notifier:
-    """Sends states to the service manager that started the process; nothing where there is none."""
+    """Sends states to the service manager that started the process, if there is one."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
         self.beat_every = _beat_every(environ) if self._address else None
-        """Seconds between the signs of life the manager asks for; None: it asks for none."""
+        """Seconds between beats for the manager; None if it wants none."""
 
     def ready(self, status: str) -> None:
-        """Say that the service does what it is there for, or does so again."""
+        """Report that the service does its work, or does so again."""
         self.notify("READY=1", f"STATUS={status}")
 
     def status(self, text: str) -> None:
-        """Say in a line how it is."""
+        """Report the service's state in one line."""
         self.notify(f"STATUS={text}")
 
     def alive(self) -> None:
@@ -125,12 +125,12 @@ class Notifier:
         self.notify("WATCHDOG=1")
 
     def reloading(self) -> None:
-        """Say that the configuration is read again; `ready` ends that."""
+        """Report that the configuration is being reloaded; `ready` ends that."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self.notify("RELOADING=1", f"MONOTONIC_USEC={now}")
 
     def stopping(self, status: str) -> None:
-        """Say that the end has begun."""
+        """Report that the shutdown has begun."""
         self.notify("STOPPING=1", f"STATUS={status}")
 
     def notify(self, *states: str) -> None:
@@ -151,7 +151,7 @@ class Notifier:
 
 
 def _beat_every(environ: Mapping[str, str]) -> float | None:
-    """Read what sd_watchdog_enabled(3) reads: the time, and for which process it is meant."""
+    """Read what sd_watchdog_enabled(3) reads: the interval, and the process it is meant for."""
     wanted, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not wanted.isdecimal() or int(wanted) == 0 or pid not in ("", str(os.getpid())):
         return None

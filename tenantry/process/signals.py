@@ -1,4 +1,4 @@
-"""What the daemon does on signals: the first that ends it does so in order, the second at once."""
+"""Signals of the daemon: the first ending signal ends it in order, the second at once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tenantry.process import startup_signals
 
 
 class StopRequestedError(BaseException):
-    """A signal came while the daemon was starting; not an `Exception`, so that nothing eats it."""
+    """A signal came during the start; not an `Exception`, so that no handler swallows it."""
 
 
 class Signals:
     """The signals of a process; `heard` and `wait` belong on its main thread.
 
-    Until `patient` is set, the signal that ends the daemon raises `StopRequestedError` in whatever
-    the main thread does; from then on it only ends `wait`. So does SIGHUP, which asks for a reload.
+    Until `patient` is set, the signal that ends the daemon raises `StopRequestedError` in the main
+    thread; from then on it only ends `wait`. So does SIGHUP, which asks for a reload.
     """
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class Signals:
         self._reload = False
         self._drain = False
         # A pipe and no `threading.Event`: a signal's handler must not wait for a lock that the
-        # very thread may have that it interrupts.
+        # interrupted thread may hold.
         self._awake, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Hear signals until the block ends."""
+        """Handle signals until the block ends."""
         handlers = {
             signal.SIGTERM: self._end,
             signal.SIGINT: self._end,
@@ -47,30 +47,30 @@ class Signals:
             signal.SIGUSR2: self._drain_too,
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        # Before the handler, and from whichever thread the signal reaches: `wait` ends.
+        # Ends `wait` before the handler runs, whichever thread the signal reaches.
         bell = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         try:
             yield
         finally:
             signal.set_wakeup_fd(bell)
             for number, handler in before.items():
-                # What was right before the start, and says so, would be wrong at the end.
+                # The startup handlers, which report a start, would be wrong at the end.
                 if handler not in (startup_signals.end_while_starting, startup_signals.ignore):
                     signal.signal(number, handler)
 
     def wait(self, seconds: float) -> bool:
-        """Wait, until something has come at most; tell whether the end has."""
+        """Wait, at most until an event; return whether the daemon is to stop."""
         if select.select([self._awake], [], [], seconds)[0]:
             os.read(self._awake, 512)
         return self.stopping
 
     def take_reload(self) -> bool:
-        """Tell whether a reload has been asked for since the last call."""
+        """Return whether a reload was requested since the last call."""
         wanted, self._reload = self._reload, False
         return wanted
 
     def take_drain(self) -> bool:
-        """Tell whether a parent has asked this process, as all of its own, to drain since then."""
+        """Return whether the parent has told this process to drain since the last call."""
         wanted, self._drain = self._drain, False
         return wanted
 
@@ -102,16 +102,16 @@ class Signals:
 
 
 def _end_at_once() -> NoReturn:
-    """End without draining: the broker redelivers what was not acknowledged."""
+    """End without draining: the broker redelivers unacknowledged messages."""
     os.write(sys.stderr.fileno(), b"tenantry: second signal, ending at once\n")
     os._exit(1)
 
 
 DRAIN_SECONDS: Final = 5.0
-"""What such a process is given to drain; the broker redelivers what is not finished."""
+"""Seconds to drain before a forced end; the broker redelivers unfinished messages."""
 
 END_SECONDS: Final = 20.0
-"""What it is given for all of its end: the service manager waits to start it anew."""
+"""Seconds for a whole forced end: the service manager waits to restart the process."""
 
 
 def end_at_latest(seconds: float = END_SECONDS) -> None:

@@ -1,4 +1,4 @@
-"""Whether the daemon can start, and why not: the key, what is wrong, the remedy."""
+"""Checks whether the daemon can start; errors name the key, the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tenantry.settings import ENVIRONMENT, Settings, SettingsError
 from tenantry.tracing import Export, is_installed
 
 PROBE: Final = b"\0" * 4096
-"""What is written to see whether anything can be."""
+"""The bytes written to check that the directory is writable."""
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 _TRACES: Final = "/v1/traces"
-"""Where a collector takes spans, by OTLP over HTTP."""
+"""The path at which a collector takes spans, by OTLP over HTTP."""
 
 
 class StartError(Exception):
-    """What stands around the process keeps it from starting; the message is one clear line."""
+    """The process's environment keeps it from starting; the message is one clear line."""
 
 
 def make_state_dir(settings: Settings) -> None:
-    """Make the state directory, for its owner alone, and see that it can be written.
+    """Create the state directory, for its owner alone, and check that it is writable.
 
     Raises `StartError`.
     """
@@ -50,7 +50,7 @@ def make_state_dir(settings: Settings) -> None:
 
 
 def explained(error: OSError, settings: Settings) -> StartError:
-    """Say of an error that nobody has explained yet where it belongs, as far as that shows."""
+    """Turn an unexplained system error into a `StartError` that names the likely key."""
     key = "state_dir"
     named = Path(os.fsdecode(error.filename)) if error.filename else None
     if named is not None and settings.state_dir not in (named, *named.parents):
@@ -63,7 +63,7 @@ def explained(error: OSError, settings: Settings) -> StartError:
 
 
 def line(key: str, what: str, help_: str) -> str:
-    """Put a refusal into one line: the key, with its environment variable, what is wrong, help."""
+    """Format a refusal in one line: the key and its environment variable, the problem, help."""
     variable = ENVIRONMENT[key][0] if key in ENVIRONMENT else ""
     other = f"set {key} ({variable}) to another" if key else ""
     advice = ", or ".join(filter(None, (help_, other)))
@@ -71,13 +71,13 @@ def line(key: str, what: str, help_: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Say what the system says, without its number."""
+    """Return the system's message without its error number."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())
 
 
 def remedy(error: BaseException | None) -> str:
-    """Say what can be done about what the system says."""
+    """Return the remedy for an error of the system."""
     if isinstance(error, socket.gaierror):
         return "name an address of this machine"
     match getattr(error, "errno", None):
@@ -109,13 +109,13 @@ OPEN_FILES: Final = 16_384
 """Files and sockets the process may have open; more only makes its children slower to start."""
 
 OWN_FILES: Final = 28
-"""What the daemon itself has open, at rest and with a broker."""
+"""Files the daemon itself has open, at rest and with a broker."""
 
 FRONT_FILES: Final = 34
-"""What its front has open: 20 connections to the database among them."""
+"""Files its front has open, including 20 connections to the database."""
 
 FEWEST_CONNECTIONS: Final = 8
-"""Connections a listener must be able to have."""
+"""The fewest connections that a listener must be able to have."""
 
 REMEDY: Final = "raise the limit of open files (ulimit -n; LimitNOFILE= of a systemd unit)"
 
@@ -141,18 +141,18 @@ def allow_open_files(settings: Settings) -> None:
 
 
 def reserved_files(settings: Settings) -> int:
-    """Tell how many files are not for clients, whatever they do."""
+    """Return how many files are reserved, and not for clients."""
     handlers = settings.handler.connections if settings.handlers else 0
     return OWN_FILES + settings.database.pool_size + handlers
 
 
 def needed_files(settings: Settings) -> int:
-    """Tell how many files the process must be allowed to open to work at all."""
+    """Return how many files the process must be allowed to open to work at all."""
     return reserved_files(settings) + 2 * FEWEST_CONNECTIONS
 
 
 def connections(reserved: int, *, ways: int) -> int:
-    """Share out what is left of the limit; `ways` is how many files a client may take at once."""
+    """Return how many clients the remaining files allow; a client may take `ways` files."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files == resource.RLIM_INFINITY:
         files = OPEN_FILES
@@ -160,9 +160,9 @@ def connections(reserved: int, *, ways: int) -> int:
 
 
 def export_of(settings: Settings) -> Export | None:
-    """Say where spans go; None: nowhere.
+    """Return where to export spans; None if tracing is off.
 
-    Raises `SettingsError` where what exports them is not installed.
+    Raises `SettingsError` where the exporting packages are not installed.
     """
     given = settings.tracing
     if not given.endpoint:

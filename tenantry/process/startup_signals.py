@@ -1,6 +1,6 @@
 """The process in its first moments: its signals while modules are loaded, and being process 1.
 
-Imported before everything else, so the standard library's smallest modules are all it may need.
+Imported before everything else, so it may need only the standard library's smallest modules.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _WITH_VALUE: Final = frozenset({"--config"})
 
 
 def hear(arguments: Sequence[str]) -> None:
-    """Make SIGTERM and SIGINT an end in order, and SIGHUP harmless, if the daemon is to run.
+    """If the daemon is to run, let SIGTERM and SIGINT end it in order, and ignore SIGHUP.
 
     `arguments` are those of the command line; for any other command nothing changes.
     """
     if command_of(arguments) == "run":
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end_while_starting)
-        # Nothing is there to be reloaded yet. (Were it ignored, children would inherit that.)
+        # There is nothing to reload yet. (SIG_IGN would be inherited by children.)
         signal.signal(signal.SIGHUP, ignore)
 
 
 def end_while_starting(number: int, _frame: FrameType | None) -> None:
-    """End the process: it has not begun anything."""
+    """End the process, which has not begun any work."""
     name = signal.Signals(number).name
     line = (
         f"tenantry: stopped by {name} while starting\n"
@@ -46,7 +46,7 @@ def ignore(_number: int, _frame: FrameType | None) -> None:
 
 
 def command_of(arguments: Sequence[str]) -> str | None:
-    """Tell which command a command line is for."""
+    """Return the command that a command line names."""
     value_follows = False
     for argument in arguments:
         if value_follows:
@@ -59,7 +59,7 @@ def command_of(arguments: Sequence[str]) -> str | None:
 
 
 LASTING: Final = frozenset({"run", "demo"})
-"""Commands that go on for so long that it matters."""
+"""Commands that run long enough for being process 1 to matter."""
 
 PASSED_ON: Final = frozenset(
     {
@@ -75,10 +75,10 @@ PASSED_ON: Final = frozenset(
 
 
 def stand_before(arguments: Sequence[str]) -> None:
-    """Where this is process 1, go on in a child of it, and come back there.
+    """As process 1, fork, and return in the child.
 
-    Process 1 stays as small as it is now: it passes signals on, takes the exit status of whatever
-    ends, and ends as the child does. So nobody waits for a process that is the program's own.
+    Process 1 stays as small as it is now: it passes signals on, reaps every process that ends, and
+    exits as the child does. So it never reaps a process that the program itself waits for.
     """
     if os.getpid() == 1 and command_of(arguments) in LASTING:
         _split()
@@ -100,7 +100,7 @@ def _look_after(child: int, heard: set[signal.Signals]) -> int:
     while True:
         number = signal.sigwait(heard)
         if number != signal.SIGCHLD:
-            os.kill(child, number)  # it is there, if only to be buried
+            os.kill(child, number)  # it exists, at least as a zombie
             continue
         status = _bury(child)
         if status is not None:
@@ -109,7 +109,7 @@ def _look_after(child: int, heard: set[signal.Signals]) -> int:
 
 
 def _bury(child: int) -> int | None:
-    """Take the status of all that have ended; give the child's."""
+    """Reap all ended processes; return the child's status, if it is among them."""
     found: int | None = None
     while True:
         try:

@@ -19,7 +19,7 @@ from tenantry.unavailable import UnavailableError
 log: Final = structlog.get_logger("daemon")
 
 JOIN_TIMEOUT: Final = 5.0
-"""Seconds a thread is given to end, once it has been told to."""
+"""Seconds a thread has to end, once it has been told to."""
 
 LONGEST_STEP: Final = 1800.0
 """Seconds after which work on a schedule is said to hang: an audit counts for a minute and one
@@ -27,18 +27,18 @@ tenant more, a proof tries one tenant on twenty others."""
 
 
 class Watched(Protocol):
-    """Is told of a thread that runs: its heartbeat, if it has one; what follows if it hangs."""
+    """Is told of each started thread: its heartbeat, if it has one, and whether it is vital."""
 
     def __call__(
         self, name: str, thread: threading.Thread, heartbeat: Heartbeat | None, *, vital: bool
     ) -> None:
-        """Hear of it, on the thread that has started it."""
+        """Take note of a thread; called on the thread that has started it."""
 
 
 class Threads:
     """Starts threads; when `stack` unwinds, each is stopped and joined, the last one first.
 
-    `watched` is told of every one.
+    `watched` is told of every thread.
     """
 
     def __init__(self, stack: ExitStack, watched: Watched) -> None:
@@ -46,9 +46,10 @@ class Threads:
         self._watched = watched
 
     def start(self, name: str, what: Loop, *, vital: bool = True) -> None:
-        """Run something on a thread of its own; its `heartbeat`, if it has one, is watched too.
+        """Run a loop on a thread of its own; its `heartbeat`, if it has one, is watched too.
 
-        If it hangs, the process ends, unless it is not `vital`: then that is told and counted.
+        If the loop hangs, the process ends, unless it is not `vital`: then that is logged and
+        counted.
         """
 
         def guarded() -> None:

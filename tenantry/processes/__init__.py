@@ -1,5 +1,5 @@
-"""Several nodes of one machine as one service: a parent that has no work but theirs to look after.
+"""Several nodes of one machine as one service: a parent process that only supervises them.
 
-It holds what there is one of, the control socket, the port and an embedded database; its children
-are daemons like any other, nodes among nodes, which all listen on what they have from it.
+The parent holds what the service has once: the control socket, the port and an embedded database.
+Its children are ordinary daemons, nodes among nodes, which all listen on sockets inherited from it.
 """

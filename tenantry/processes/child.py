@@ -1,4 +1,4 @@
-"""One process of several: started, started again when it has ended by itself, stopped."""
+"""One process of several: started, restarted when it has ended by itself, stopped."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log: Final = structlog.get_logger("processes")
 FIRST_DELAY: Final = 0.5
 LONGEST_DELAY: Final = 30.0
 HEALTHY_SECONDS: Final = 60.0
-"""How long a child has to live for its next end to count as the first one again."""
+"""How long a child has to live for its next end to count as the first failure again."""
 
 BAD_CONFIGURATION: Final = 2
-"""The exit code of a child that another start can't help."""
+"""The exit code of a child that a restart can't help."""
 
 
 class Child:
@@ -34,7 +34,7 @@ class Child:
     def __init__(
         self, number: int, directory: Path, environment: Mapping[str, str], shared: Inherited
     ) -> None:
-        """`shared` names what all children listen on; its `parent` is made for each start."""
+        """`shared` has the sockets all children listen on; `parent` is replaced at each start."""
         self.number = number
         self.directory = directory
         self.restarts = 0
@@ -47,12 +47,12 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Its process, while it has one."""
+        """The pid of its process, while it has one."""
         return None if self._process is None else self._process.pid
 
     @property
     def line(self) -> socket.socket | None:
-        """Where what it says is read."""
+        """The socket on which its requests arrive."""
         return self._line
 
     @property
@@ -61,7 +61,7 @@ class Child:
         return self.directory / "control.sock"
 
     def look(self, now: float) -> int | None:
-        """Start it if it is time to; give the exit code of one that has just ended."""
+        """Start the child if it is due; return its exit code if it has just ended."""
         if self._process is None:
             if now >= self._start_at:
                 self._start(now)
@@ -73,12 +73,12 @@ class Child:
         return code
 
     def send(self, number: int) -> None:
-        """Send it a signal, if it lives."""
+        """Send the child a signal, if it lives."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
 
     def wait(self, seconds: float) -> int:
-        """Wait for its end, and kill it when that does not come; give its exit code."""
+        """Wait for the child's end, or kill it after `seconds`; return its exit code."""
         process, self._process = self._process, None
         if process is None:
             return 0
@@ -100,7 +100,7 @@ class Child:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tenantry", "run"],
                 stdin=subprocess.DEVNULL,
-                # A terminal's Ctrl-C is the parent's to hear.
+                # A terminal's Ctrl-C is to reach only the parent.
                 process_group=0,
                 pass_fds=inherited.descriptors,
                 env={**self._environment, VARIABLE: inherited.write()},
@@ -134,13 +134,13 @@ class Child:
 def environment_of(
     directory: Path, *, database_url: str, embedded: bool, name: str
 ) -> dict[str, str]:
-    """Give a child's environment: the parent's, but for what each has alone or nobody has."""
+    """Return a child's environment: the parent's, with the variables that are per process."""
     without = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "STATE_DIRECTORY",
                "RUNTIME_DIRECTORY", "TENANTRY_PROCESSES", "TENANTRY_CONTROL_SOCKET",
                "TENANTRY_METRICS_PORT"}  # fmt: skip
     inherited = {key: value for key, value in os.environ.items() if key not in without}
     own = {
-        # Found where this process has found it, wherever that was started.
+        # The child finds the modules where this process found them, whatever its directory.
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "TENANTRY_STATE_DIR": str(directory),
         "TENANTRY_CONTROL_SOCKET": "",

@@ -1,4 +1,4 @@
-"""The parent: it holds what there is one of, starts its children, and looks after them."""
+"""The parent: it holds what the service has once, and starts and supervises its children."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ CURSOR_KEY: Final = "cursor.key"
 
 
 def serve(live: LiveSettings, overrides: Mapping[str, object], config: Path | None) -> int:
-    """Run so many daemons as `processes` says, until a signal or `tenantry stop`.
+    """Run as many daemons as `processes` says, until a signal or `tenantry stop`.
 
-    Gives the exit code. 0: all of them have ended in order. 1: one has not, or has left something
-    unfinished. 2: the configuration can't be used, which one of them has told. `overrides` are for
-    all of them.
+    Returns the exit code. 0: all daemons have ended in order. 1: a daemon has not, or has left
+    something unfinished. 2: a daemon has reported a bad configuration. `overrides` apply to all
+    daemons.
     Raises what keeps the parent from starting: `ListenError`, `StartError`, `DatabaseError`.
     """
     allow_open_files(live.now)
@@ -89,7 +89,7 @@ class Parent:
         self._front_works = False
 
     def run(self) -> int:
-        """Listen, start the children, look after them, stop them all."""
+        """Listen, start and supervise the children, stop them all."""
         settings = self._settings
         count = settings.process_count
         log.info("daemon.starting", version=__version__, pid=os.getpid(), processes=count)
@@ -97,7 +97,7 @@ class Parent:
         shared = self._listen()
         url = self._find_database()
         family = Path(shared.family)
-        kept_key(settings.state_dir / CURSOR_KEY)  # what the first child brings as its own
+        kept_key(settings.state_dir / CURSOR_KEY)  # copied to each child as its own key
         self._database = Database(url, pool_size=1)
         self._stack.callback(self._database.close)
         embedded = not settings.database.url.get_secret_value()
@@ -165,7 +165,7 @@ class Parent:
         return url
 
     def _for_children(self) -> dict[str, str]:
-        """Give what the command line has said, as variables: a child has none of its own."""
+        """Return the command line's options as variables: children have no command line."""
         said = {
             ENVIRONMENT[key][0]: str(value)
             for key, value in self._overrides.items()
@@ -178,7 +178,7 @@ class Parent:
     # Running.
 
     def _look_after(self) -> int:
-        """Start the children, and again when they end; give 2 where another start can't help."""
+        """Start the children, and restart those that end; return 2 if a restart can't help."""
         while True:
             self._heartbeat.beat()
             now = time.monotonic()
@@ -206,7 +206,7 @@ class Parent:
                 self._report.leading(reasons, processes=len(self._children))
 
     def _tell_front(self) -> bool:
-        """Have the front do by itself what it can; tell whether all that this takes is known."""
+        """Let the front do by itself what it can; return whether it has all that this takes."""
         try:
             self._database.open()
         except DatabaseError as error:
@@ -221,7 +221,7 @@ class Parent:
         return key is not None
 
     def _hear(self, child: Child) -> None:
-        """Do what a child was asked for that is about all of them."""
+        """Carry out a child's request that concerns all children."""
         if child.line is None:
             return
         with suppress(BlockingIOError, ConnectionError):

@@ -1,4 +1,4 @@
-"""Takes a term once that is possible, keeps it renewed, and says when it is lost."""
+"""Takes a term once that is possible, keeps it renewed, and reports when it is lost."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ log: Final = structlog.get_logger("terms")
 
 
 LONGEST_RENEWAL: Final = 120.0
-"""Seconds after which it is taken to hang: the database's answer is waited for much shorter."""
+"""Seconds after which a renewal counts as hung: the wait for the database is much shorter."""
 
 
 class Candidate:
-    """A daemon that would hold the term; its owner calls `try_to_lead` again and again."""
+    """A daemon that wants the term; its owner calls `try_to_lead` again and again."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class Candidate:
     ) -> None:
         self.me = me
         self.standing: Standing | None = None
-        """How the term stood when last seen; None before that."""
+        """The term's standing when last seen; None before that."""
         self.trouble: str | None = None
-        """Why the term can't be seen or taken, as long as it can't."""
+        """Why the term can't be seen or taken; None while it can."""
         self._terms = terms
         self._watch = TermWatch(me)
         self._now = now
@@ -49,7 +49,7 @@ class Candidate:
     def try_to_lead(self) -> Term | None:
         """Look at the term, and take it if it is free; None while it is not.
 
-        Takes a few seconds at most, and never raises for a place that is away.
+        Takes a few seconds at most, and never raises for an outage of the database.
         """
         try:
             standing = self._terms.look()
@@ -84,10 +84,10 @@ FILE: Final = "instance"
 
 
 def holder_of(state_dir: Path, control_socket: Path) -> Holder:
-    """Say who this process is, once it has the control socket's lock.
+    """Return this process's identity as a holder, once it has the control socket's lock.
 
-    The process that has that lock has outlived every earlier one with the same socket. The file in
-    `state_dir` keeps machines apart whose paths and names are alike.
+    The lock's owner has outlived every earlier process with the same socket. The file in
+    `state_dir` tells machines apart whose paths and names are alike.
     """
     host = socket.gethostname()
     return Holder(
@@ -107,9 +107,9 @@ def _kept(file: Path) -> str:
 class TermKeeper(PeriodicService):
     """Renews a term until it is lost, or `stop`.
 
-    While the terms can't be reached it goes on trying, at shorter pauses: a term that is about to
-    lapse is kept, and one that has lapsed and that nobody has taken is good again, as soon as they
-    can be. `lost` is called once, from `run`, when another daemon has.
+    While the terms can't be reached the keeper goes on trying, at shorter pauses. Once they can be
+    reached, a term about to lapse is kept, and a lapsed term that no other daemon has taken is
+    valid again. `lost` is called once, from `run`, when another daemon has taken the term.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class TermKeeper(PeriodicService):
     ) -> None:
         """Renew `every` so many seconds, and `again` seconds after a renewal that failed.
 
-        `give_back` is called with the number where more is given back than the term alone.
+        `give_back`, called with the term's number, replaces the terms' own release.
         """
         super().__init__(self._renew, every=every, longest=LONGEST_RENEWAL)
         self._terms = terms
@@ -137,7 +137,7 @@ class TermKeeper(PeriodicService):
         self._failed = self._lapsed = False
 
     def release(self) -> None:
-        """Give the term back, once nothing is done under it any more."""
+        """Give the term back, once all work under it has ended."""
         self._term.end()
         try:
             (self._give_back or self._terms.release)(self._term.number)

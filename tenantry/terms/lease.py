@@ -1,8 +1,8 @@
-"""How long a term is good for, seen from both sides: by its holder, and by a candidate.
+"""How long a term is valid, seen by its holder and by a candidate.
 
 The holder counts from before it asked for a renewal; a candidate counts from after it has seen that
 renewal, and somewhat longer. So a candidate finds a term lapsed only after its holder has, as long
-as their clocks run about as fast; what time they show does not matter.
+as their clocks run at about the same rate; the time that they show does not matter.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ LEASE: Final = 7.0
 """Seconds without a renewal after which others may take a term."""
 
 MARGIN: Final = 1.0
-"""Seconds before that in which its holder does nothing under it any more: clocks differ."""
+"""Seconds before that in which the holder no longer acts under its term: clocks differ."""
 
 RENEW_EVERY: Final = 1.5
 LOOK_EVERY: Final = 0.5
-"""Seconds between renewals, and between looks of those that wait."""
+"""Seconds between renewals, and between candidates' looks."""
 
 ASK_AGAIN_EVERY: Final = 0.25
-"""Seconds from a renewal that failed to the next: the term may be about to lapse."""
+"""Seconds from a failed renewal to the next: the term may be about to lapse."""
 
 _BOOTTIME: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def time_since_boot() -> float:
-    """Give seconds of a clock that goes on while the machine sleeps."""
+    """Return seconds of a clock that goes on while the machine sleeps."""
     return time.clock_gettime(_BOOTTIME)
 
 
 class Term:
-    """A term that was taken. `valid` may be asked by any thread, at any rate."""
+    """A term that this daemon has taken. Any thread may call `valid`, at any rate."""
 
     def __init__(
         self, standing: Standing, *, asked_at: float, now: Callable[[], float] = time_since_boot
     ) -> None:
-        """`standing` is how it stands now; `asked_at` when the call that took it was begun."""
+        """`standing` is the present one; `asked_at` is when the call that took the term began."""
         self.standing = standing
         self.number = standing.number
         self._now = now
@@ -49,7 +49,7 @@ class Term:
         self._over = threading.Event()
 
     def valid(self) -> bool:
-        """Tell whether nobody else can have taken the term yet."""
+        """Tell whether the term holds: no other daemon can have taken it yet."""
         return self._now() < self._until and not self._over.is_set()
 
     def renewed(self, asked_at: float) -> None:
@@ -57,12 +57,12 @@ class Term:
         self._until = max(self._until, asked_at + LEASE - MARGIN)
 
     def end(self) -> None:
-        """Note that the term is another's, or given back; for good."""
+        """Note for good that another daemon holds the term, or that it was given back."""
         self._over.set()
 
 
 class TermWatch:
-    """Watches another's term, to find out when it may be taken."""
+    """Watches another daemon's term, to find out when it may be taken."""
 
     def __init__(self, me: Holder) -> None:
         self._me = me
@@ -70,11 +70,11 @@ class TermWatch:
         self._since = 0.0
 
     def may_take(self, standing: Standing, now: float) -> bool:
-        """Tell whether nobody can be acting under the term any more.
+        """Tell whether the term is free: no daemon can be acting under it any more.
 
         `now` is when the standing was known, on a clock that never goes back. A term is free when
-        it was given back; when its holder was an earlier life of this daemon, which has the
-        control socket's lock now and so has outlived it; and when it was not renewed for a lease.
+        it was given back; when its holder was an earlier process of this daemon, which has ended,
+        as the control socket's lock is now this one's; and when it was not renewed for a lease.
         """
         if not standing.held or standing.holder.instance == self._me.instance:
             return True

@@ -1,4 +1,4 @@
-"""What a place that keeps terms promises. One contract suite holds every adapter to it."""
+"""The port of the store of terms. One contract suite holds every adapter to it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from datetime import datetime
 from typing import Final, Protocol
 
 DAEMON: Final = "daemon"
-"""The scope of the schemas before nodes, when the holder of its term acted for all tenants."""
+"""The only scope in schemas before nodes, when the holder of its term acted for all tenants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A daemon that holds a term or would.
+    """A daemon that holds a term or wants to.
 
-    `instance` is the same over restarts of one daemon, and no other's: of two processes with the
-    same, the earlier one is dead. Host and process number are for people.
+    `instance` stays the same over restarts of a daemon, and is unique to it: of two processes with
+    the same `instance`, the earlier one is dead. Host and pid are for people.
     """
 
     instance: str
@@ -25,10 +25,10 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """How a scope's term stands.
+    """The state of a scope's term.
 
-    `number` goes up with every holder, `beat` with every renewal. It is not `held` once it was
-    released; `since` is when it was taken.
+    `number` goes up with every holder, `beat` with every renewal. The term is not `held` once it
+    was released; `since` is when it was taken.
     """
 
     number: int
@@ -45,17 +45,17 @@ class Terms(Protocol):
     """
 
     def look(self) -> Standing:
-        """Tell how the term stands."""
+        """Return the term's standing."""
 
     def take(self, seen: Standing, by: Holder) -> Standing | None:
-        """Take the term, if it still stands as `seen`; give it as it stands then, or None.
+        """Take the term, if it still stands as `seen`; return its new standing, or None.
 
-        Once it has been taken, nothing that was written under an earlier one is committed
-        any more. Only for a caller that knows that the holder is gone or has lapsed.
+        Once it has been taken, no write under an earlier term is committed any more. Only for a
+        caller that knows that the holder is gone or has lapsed.
         """
 
     def renew(self, number: int) -> bool:
-        """Show that the holder lives; False if the term is another's by now."""
+        """Show that the holder lives; return False if another daemon has the term by now."""
 
     def release(self, number: int) -> None:
-        """Give the term back, so that another takes it at once; of a lost one, do nothing."""
+        """Give the term back, so that another can take it at once; no effect on a lost term."""

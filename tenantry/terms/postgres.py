@@ -1,4 +1,4 @@
-"""Terms in PostgreSQL, beside what is written under them: so a write and its check are one."""
+"""Terms in PostgreSQL, in the database they guard: a write and its check are one transaction."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PostgresTerms:
     """The terms of one scope (`tenantry.terms.port.Terms`) in `tenantry.terms`.
 
     A session of `Database` whose `term` is `claim(number)` writes only as long as that is the
-    term's number: a trigger on every table sees to it (migrations 0006 and 0029). A scope with a
+    term's number: a trigger on every table checks it (migrations 0006 and 0029). A scope with a
     `slot` has a fence of its own there.
     """
 
@@ -33,7 +33,7 @@ class PostgresTerms:
         self._sql = queries("terms")
 
     def claim(self, number: int) -> str:
-        """Give what sessions say of themselves that write under the term."""
+        """Return the value of `term` for sessions that write under the term."""
         return f"{self._scope}/{number}" + ("" if self._slot is None else f"/{self._slot}")
 
     def look(self) -> Standing:
