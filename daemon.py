@@ -1,12 +1,12 @@
 """The daemon: where settings become adapters, adapters actors, and actors a service.
 
-The only place that owns threads and hears signals. Every start stands beside its stop, and the
+Only this module owns threads and handles signals. Every start is registered with its stop, and the
 stops run in the opposite order.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # first of all, so that signals are heard while the rest is loaded
+if __name__ == "__main__":  # first of all, so that signals are handled while the rest is loaded
     import runpy
 
     runpy.run_module("tenantry", run_name="__main__", alter_sys=True)
@@ -87,34 +87,34 @@ log = structlog.get_logger("daemon")
 T = TypeVar("T")
 
 NODES_KEPT: Final = 86_400.0
-"""Seconds for which a node that is lost is listed."""
+"""Seconds for which a lost node stays listed."""
 
 SHARE_AFTER: Final = 10.0
-"""Seconds after which a process that can't begin, as none of the others can, says so itself."""
+"""Seconds after which a process that can't begin serves requests itself if no other is ready."""
 
 READY_EVERY: Final = 0.25
 """Seconds between looks at whether the system is ready and alive."""
 
 CROWDED_SWITCH: Final = 0.05
-"""Seconds a thread may keep the interpreter while all actors start or drain at once. Whoever waits
-for it asks again after so long: at Python's 5 ms, thousands of threads do little else."""
+"""Seconds a thread may keep the interpreter while all actors start or drain at once. A waiting
+thread asks for it again at this interval: at Python's 5 ms, thousands of threads do little else."""
 
 CROWDED_FOR: Final = 60.0
-"""Seconds after which a start counts as over that does not get ready."""
+"""Seconds after which a start counts as over even if the daemon is not ready."""
 
 LOOKING_POOL: Final = 4
-"""Connections of what looks at nodes, and renews this one's term."""
+"""Connections for looking at nodes, and for renewing this node's term."""
 
 FRONT_POOL: Final = 20
 STANDBY_STATEMENT_TIMEOUT: Final = 5.0
 
 
 def serve(settings: Settings, load: Callable[[], Settings]) -> int:
-    """Run the daemon until a signal or `tenantry stop`; give the exit code of the contract.
+    """Run the daemon until a signal or `tenantry stop`; return the exit code of the contract.
 
-    0: all that was accepted is finished. 1: something is left, or the supervisor failed; each
-    orphan is named in the log. `load` reads the settings again, when SIGHUP asks for it. Raises
-    what keeps it from starting: `DatabaseError`, `BrokerError`, `ListenError`, `SettingsError`,
+    0: all accepted deliveries are finished. 1: some are left, or the daemon failed; each orphan is
+    named in the log. `load` reads the settings again, when SIGHUP asks for it. Raises an error that
+    keeps the daemon from starting: `DatabaseError`, `BrokerError`, `ListenError`, `SettingsError`,
     `HandlerResolveError`, `StartError`.
     """
     allow_open_files(settings)
@@ -132,11 +132,11 @@ def serve(settings: Settings, load: Callable[[], Settings]) -> int:
         return 0
     except Exception as error:
         if not signals.interrupted:
-            # Not of a connection: those are the adapters' to explain.
+            # Except connection errors, which the adapters explain.
             if isinstance(error, OSError) and not isinstance(error, ConnectionError):
                 raise explained(error, settings) from error
             raise
-        # Whatever the signal broke off, a statement say, fails in its own way on the way out.
+        # The work that the signal broke off (a statement, say) fails with an error of its own.
         log.info("daemon.stopped_while_starting", error=f"{type(error).__name__}: {error}")
         return 0
 
@@ -194,7 +194,7 @@ class Daemon:
                 nodes.introduce(introduction(settings, joined.name, port=listeners.port))
                 give_back = partial(nodes.leave, joined.name)
                 keeper = TermKeeper(joined.terms, term, lost=self._term_lost, give_back=give_back)
-                # Given back last of all: nothing is done under it any more then.
+                # The term is given back last: by then no work is done under it any more.
                 stack.callback(keeper.release)
                 self._threads.start("term-keeper", keeper)
                 sessions = Database(url, pool_size=shares.pool, term=joined.claim)
@@ -250,7 +250,7 @@ class Daemon:
         return listeners
 
     def _find_database(self, stack: ExitStack) -> str:
-        """Give the URL of the database; the embedded server is started first."""
+        """Return the URL of the database; start the embedded server first, if it is used."""
         url = self._settings.database.url.get_secret_value()
         if not url:
             directory = self._settings.postgres_dir
@@ -262,7 +262,7 @@ class Daemon:
         return url
 
     def _wanted(self) -> Shares:
-        """Say how many connections would be best."""
+        """Return how many connections would be best."""
         settings = self._settings
         return Shares(
             pool=settings.database.pool_size,
@@ -275,14 +275,14 @@ class Daemon:
     def _wait_for(
         self, database: Database, url: str, stack: ExitStack, listeners: Listeners, shares: Shares
     ) -> Joined | None:
-        """Become a node, once that is possible; until then stand by. None at the end."""
+        """Become a node, once that is possible; until then stand by. None at a shutdown."""
         settings = self._settings
         me = holder_of(settings.state_dir, settings.control_socket)
         stand_by = lambda control: open_standby_api(  # noqa: E731
             listeners, settings, url, control, shares=shares, stack=stack
         )
         if not migrate_unless_led(database):
-            # Who leads by the one term that there was is to end before the schema changes.
+            # The leader under the former single term has to end before the schema changes.
             terms = PostgresTerms(database)
             candidate = Candidate(terms, me)
             term = self._until(candidate.try_to_lead, candidate, stand_by)
@@ -301,7 +301,7 @@ class Daemon:
         waiting: Waiting,
         stand_by: Callable[[StandbyControl], None],
     ) -> T | None:
-        """Try until it succeeds, and let requests in that only read meanwhile; None at the end."""
+        """Try until success, and meanwhile serve read-only requests; None at a shutdown."""
         done = attempt()
         if done is not None:
             return done
@@ -324,7 +324,7 @@ class Daemon:
         moves = MovesJournal(stores.journal)
         membership = make_membership(backends, joined, runtime, moved=moves)
         cluster = NodesFromOne(PostgresNodes(stores.database), membership)
-        # What is this node's is so before anything is begun.
+        # This node's ownership of tenants is settled before any actor starts.
         membership.turn(told=True)
         runtime.pending = backends.pending.counts
         runtime.probes = dict(backends.probes)
@@ -384,7 +384,7 @@ class Daemon:
             tracer=self._tracer,
             stack=stack,
         )
-        # From here on it consumes: a signal has finished what is taken, and breaks nothing off.
+        # From here on the daemon consumes: a signal drains it, and interrupts nothing.
         self._signals.patient = True
         sys.setswitchinterval(CROWDED_SWITCH)
         begin(supervisor)
@@ -409,7 +409,7 @@ class Daemon:
         membership: Membership,
         retention: Retention,
     ) -> None:
-        """Begin with what is done every so often while the system runs."""
+        """Start the periodic work of a running system."""
         settings, runtime, stores = self._settings, self._runtime, backends.stores
         schedules = Schedules(self._threads, stack, lambda: runtime.state is SystemState.RUNNING)
         by = Metadata(actor="daemon")
@@ -431,7 +431,7 @@ class Daemon:
         schedules.every(SESSIONS_LOOK_EVERY, "tenants-sessions", lambda _: sessions.turn())
         schedules.every(RETENTION_EVERY, "retention", retention.turn)
         stack.callback(retention.stop)
-        # What is noted now and then is noted a last time when all is drained.
+        # Periodic notes are written a last time when all is drained.
         schedules.at_last("statistics", keeper.end)
         schedules.every(STATISTICS_LOOK_EVERY, "statistics", keeper.turn)
         schedules.at_last("refusals", work.refusals.turn)
@@ -446,7 +446,7 @@ class Daemon:
     # Running.
 
     def _look_on(self, listeners: Listeners) -> None:
-        """Wait for the end; tell whenever the system becomes ready, or is not."""
+        """Wait for the end; report whenever the system becomes ready, or unready."""
         now = time.monotonic()
         crowded_until, settled = now + CROWDED_FOR, False
         share_at, sharing = now + SHARE_AFTER, False
@@ -468,15 +468,15 @@ class Daemon:
             self._report.leading(self._runtime.not_ready(), tenants=len(self._runtime.tenants))
 
     def _settle(self) -> None:
-        """Go on as usual, now that all actors are there."""
+        """Return to normal operation, now that all actors are there."""
         sys.setswitchinterval(self._switch_interval)
-        # What is there now is there to stay. Unless it is left out, a full collection, every few
-        # seconds while messages pour in, holds all threads up: a tenth of a second and more.
+        # Objects that exist now are there to stay. Unless they are frozen, a full collection, every
+        # few seconds under load, holds up all threads: for a tenth of a second and more.
         gc.collect()
         gc.freeze()
 
     def _pause(self, seconds: float) -> bool:
-        """Wait a little, or read the configuration again; tell whether the end has come."""
+        """Wait a little, reload and drain if asked to; return whether to stop."""
         self._heartbeat.beat()
         stop = self._signals.wait(seconds)
         self._heartbeat.beat()
@@ -493,10 +493,10 @@ class Daemon:
         self._signals.ask_to_stop()
 
     def _term_lost(self) -> NoReturn:
-        """End at once, and do nothing more in order: another daemon does it all by now.
+        """End at once, without an orderly stop: another daemon does all the work by now.
 
-        What this one holds is not its own any more. The service manager starts it again, and it
-        will be a standby then.
+        This daemon's deliveries are no longer its own. The service manager restarts it, and it
+        joins the nodes again.
         """
         remedy = "it joins the others once it is started again"
         log.critical("daemon.term_lost", reason="another daemon has taken the term", remedy=remedy)

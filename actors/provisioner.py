@@ -34,7 +34,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provisioner:
-    """Brings broker and database to what a tenant's state asks for."""
+    """Makes broker and database match a tenant's state."""
 
     administration: Administration
     messages: MessageStore

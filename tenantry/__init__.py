@@ -1,3 +1,3 @@
-"""What the actors are made of: domain, journal, message store, broker, API, command line."""
+"""The parts around the actors: domain, journal, message store, broker, API, command line."""
 
 __version__ = "0.1.0"

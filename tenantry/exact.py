@@ -1,4 +1,4 @@
-"""JSON that is passed on as it was given: no number is changed by having been read."""
+"""JSON that is passed on unchanged: reading changes no number."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 _DEEPEST: Final = 100
-"""Levels of nesting that are read; what is nested deeper stays text."""
+"""Levels of nesting that are parsed; deeper parts stay text."""
 
 _PART: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 _LONGEST_INT: Final = 4000
 
 
 class Json(str):
-    """A piece of JSON that is passed on as it is: a number that Python would write otherwise."""
+    """A piece of JSON passed on as it is: a number that Python would write otherwise, say."""
 
     __slots__ = ()
 
@@ -59,7 +59,7 @@ def _fraction(text: str) -> float | Json:
 
 
 def _cut(text: str, mark: str, cut: dict[str, Json]) -> str:
-    """Put a name in place of every piece that is nested too deeply."""
+    """Replace every piece that is nested too deeply by a name."""
     if text.count("[") + text.count("{") < _DEEPEST:
         return text
     parts: list[str] = []

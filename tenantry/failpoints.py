@@ -1,8 +1,8 @@
 """Places in the code where a test can make the daemon fail, at exactly that moment.
 
 `TENANTRY_FAILPOINTS=before_ack:kill@17` kills the daemon the 17th time it is about to acknowledge.
-Nothing but the environment arms them, it is read once at start, and the log says so. Unarmed,
-`reach` is a function that does nothing.
+Only the environment, read once at start, arms failpoints, and the log says so. Unarmed, `reach` is
+a function that does nothing.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ POINTS: Final[Mapping[str, str]] = {
     "before_detach": "a part is about to be taken out of the journal",
     "after_detach": "it was, and that is about to be committed",
 }
-"""The places, and what is the case there."""
+"""The places, and the situation at each."""
 
 _SPEC: Final = re.compile(r"(?P<point>\w+):(?P<action>\w+)(@(?P<hit>[1-9]\d{0,8})(?P<on>\+)?)?")
 
 
 class FailpointError(Exception):
-    """What the action `fail` raises."""
+    """The error that the action `fail` raises."""
 
 
 class FailpointsError(ValueError):
-    """`TENANTRY_FAILPOINTS` can't be read; one line that says what it may be."""
+    """`TENANTRY_FAILPOINTS` can't be parsed; one line that says what is allowed."""
 
 
 def _pass(_point: str) -> None:
@@ -62,12 +62,12 @@ reach: Callable[[str], None] = _pass
 def arm(specification: str) -> None:
     """Make places fail: `POINT:ACTION[@HIT]`, several with commas between; empty disarms all.
 
-    `kill` ends the process as SIGKILL does, `stop` freezes it as SIGSTOP does, `hang` never comes
-    back to the calling thread, `fail` raises `FailpointError`. HIT is the number of the pass at
-    which it happens, 1 if not given; with a `+` behind it happens at every pass from then on.
+    `kill` ends the process as SIGKILL does, `stop` freezes it as SIGSTOP does, `hang` blocks the
+    calling thread for good, `fail` raises `FailpointError`. HIT is the number of the pass at which
+    the action happens, 1 by default; with a `+` behind, it happens at every pass from then on.
     Raises `FailpointsError`.
     """
-    global reach  # noqa: PLW0603 - so that an unarmed point costs a call, and no question
+    global reach  # noqa: PLW0603 - so that an unarmed point costs a call, and no check
     failpoints = [_parse(one.strip()) for one in specification.split(",") if one.strip()]
     if not failpoints:
         reach = _pass

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 
 class Loop(Protocol):
-    """What a thread may run. A loop with a `heartbeat` is watched by it."""
+    """A loop that a thread may run. If it has a `heartbeat`, it is watched by that."""
 
     def run(self) -> None:
         """Go on until `stop`."""
@@ -31,17 +31,17 @@ class Heartbeat:
         self._latest: tuple[float, float | None] | None = None
 
     def beat(self, patience: float | None = None) -> None:
-        """Say "I go on": the next word is due within `patience` seconds, or the watcher's own."""
+        """Beat: the next beat or rest is due within `patience` seconds, or the watcher's own."""
         self._latest = monotonic(), patience
 
     def rest(self) -> None:
-        """Say "I wait for something to do": silence means nothing until the next beat."""
+        """Mark the thread as idle: silence means nothing until the next beat."""
         self._latest = None
 
     def overdue(self, now: float, *, patience: float, not_before: float = 0.0) -> float | None:
-        """Give the seconds of a silence that is too long; None while it is not.
+        """Return the seconds of a silence that is too long; None while it is not.
 
-        Silence counts from `not_before` at the earliest; `patience` is for a beat that named none.
+        Silence counts from `not_before` at the earliest; `patience` is for a beat without its own.
         """
         latest = self._latest
         if latest is None:
@@ -54,11 +54,11 @@ class Heartbeat:
 class PeriodicService:
     """A loop that does `work` every so many seconds.
 
-    What `work` raises ends `run`, unless there is `on_error` to take it: then the next turn comes
-    all the same. A turn that takes longer than `longest` seconds (the watcher's own patience, where
-    that is None) shows in `heartbeat`; work in several steps calls `go_on` between them, and each
-    step has that time. `jitter` is the part of `every` by which a pause may be shorter. While
-    `when` says no, a turn is left out.
+    An error of `work` ends `run`, unless `on_error` takes it: then the next turn comes all the
+    same. A turn that takes longer than `longest` seconds (if None, the watcher's own patience)
+    shows in `heartbeat`; work in several steps calls `go_on` between them, and each step has that
+    time. `jitter` is the share of `every` by which a pause may be shorter. While `when` returns
+    False, turns are skipped.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class PeriodicService:
         self._stopping.set()
 
     def go_on(self) -> None:
-        """Tell that the work goes on."""
+        """Beat: the work goes on."""
         self.heartbeat.beat(self._longest)
 
     def _pause(self) -> float:
@@ -131,7 +131,7 @@ class ThreadWakeup:
         os.close(self._writes)
 
     def fileno(self) -> int:
-        """Give the descriptor that can be read from `set` to `clear`."""
+        """Return the descriptor that is readable from `set` to `clear`."""
         return self._reads
 
     def set(self) -> None:
@@ -140,7 +140,7 @@ class ThreadWakeup:
             os.write(self._writes, b"!")
 
     def clear(self) -> None:
-        """Have the next wait last, whatever was set so far."""
+        """Undo `set`, so that the next wait lasts."""
         with suppress(BlockingIOError):
             os.read(self._reads, 65536)
 

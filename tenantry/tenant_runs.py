@@ -34,22 +34,22 @@ AT_ONCE: Final = 128
 ATTEMPTS: Final = 10
 FIRST_BACKOFF: Final = 0.2
 LONGEST_BACKOFF: Final = 5.0
-"""Seconds: with ten attempts a client outlives half a minute without a broker."""
+"""Seconds: with ten attempts a client survives half a minute without a broker."""
 
 Progress = Callable[[int], None]
-"""Is told how many messages were dealt with."""
+"""Is called with the number of messages just dealt with."""
 
 
 class Tally(Protocol):
-    """What became of a client's messages. Tallies add up."""
+    """The outcome of a client's messages. Tallies can be added."""
 
     @property
     def failed(self) -> int:
-        """How much did not go as it should."""
+        """The number of failures."""
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """All numbers, by what they are called."""
+        """All counts, by name."""
 
     def __add__(self, other: Self) -> Self: ...
 
@@ -66,14 +66,14 @@ class Client(Protocol[T_co]):
         """The tenant."""
 
     def run(self) -> T_co:
-        """Do all its work, on a thread of its own, and count. Never raises for a broker's sake."""
+        """Do all its work, on a thread of its own, and count. Never raises a broker's error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How much is run, and where. `partitions` are those of topics that are created.
+    """How much is run, and where. `partitions` applies to topics that are created.
 
-    With `credentials`, by tenant, their users are used as they are; else there are tenants `1`, ...
+    With `credentials`, by tenant, these users are used as they are; else the tenants are `1`, ...
     """
 
     tenants: int = 3
@@ -86,7 +86,7 @@ class RunOptions:
 
     @property
     def tenant_ids(self) -> Sequence[str]:
-        """Whose clients are run."""
+        """The tenants whose clients are run."""
         if self.credentials is not None:
             return tuple(self.credentials)
         return tuple(str(number + 1) for number in range(self.tenants))
@@ -94,11 +94,11 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role(Generic[T]):
-    """What clients are there for: their name, how many a tenant and topic, their kind of user.
+    """The clients' role: its name, how many clients a tenant and topic, their kind of user.
 
-    `ensure` brings a tenant with these topics about and gives the way in; `clients` makes those of
-    all tenants, and hands them what they tell their steps and progress by. Both may raise what
-    `run` raises.
+    `ensure` creates a tenant with these topics where missing, and returns access to it. `clients`
+    makes the clients of all tenants, and passes them the functions for their steps and progress.
+    Both may raise what `run` raises.
     """
 
     name: str
@@ -111,9 +111,9 @@ class Role(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult(Generic[T]):
-    """What became of every tenant's messages; `isolation` is None if it was not examined.
+    """The outcome of every tenant's messages; `isolation` is None if it was not examined.
 
-    `began` is when the clients began, by the monotonic clock.
+    `began` is when the clients started, by the monotonic clock.
     """
 
     tallies: Mapping[str, T]
@@ -127,7 +127,7 @@ class RunResult(Generic[T]):
 
     @property
     def succeeded(self) -> bool:
-        """Whether nothing failed and no tenant reaches another's."""
+        """Whether nothing failed and the proof of isolation, if any, holds."""
         return not self.total.failed and (self.isolation is None or self.isolation.holds)
 
 
@@ -142,8 +142,8 @@ def run(
 ) -> RunResult[T]:
     """Run a role's clients to their end, telling each step through `say`, a thread at a time.
 
-    `stop` is theirs to heed; it is set where this raises. Threads of its own run them, and have
-    ended when this returns or raises. Raises `ProducerError` where tenants can't be prepared.
+    Clients must heed `stop`; it is set where this raises. Threads of its own run the clients, and
+    have ended when this returns or raises. Raises `ProducerError` where tenants can't be prepared.
     """
     say(
         f"--- Multi-tenant {role.name} has started, tenants: {len(options.tenant_ids)}, "
@@ -181,7 +181,7 @@ def run(
 def _prepare(
     role: Role[T], options: RunOptions, api: Api, tenant_id: str, say: Say
 ) -> TenantAccess:
-    """Bring a tenant about, and tell of its stream and its user whether they were there."""
+    """Ensure a tenant, and report whether its stream and its user were created or found."""
     if options.credentials is None:
         access = role.ensure(
             api, tenant_id, topics=role.topics, partitions=options.partitions, say=say

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UnavailableError(Exception):
-    """What a step needs outside the daemon is away now; the same step may succeed later.
+    """A resource that a step needs outside the daemon is away; the same step may succeed later.
 
     Each port raises a subclass of its own. The step may have had its effect nevertheless.
     """

@@ -17,14 +17,14 @@ _OPEN: Final = Path("/proc/self/fd")
 
 @contextmanager
 def addressed(path: Path) -> Iterator[str]:
-    """Give an address by which to bind or connect to a socket at `path`, however long that is.
+    """Yield an address by which to bind or connect to a socket at `path`, however long that is.
 
-    It is good for this block. Raises `OSError` where the socket's directory can't be reached.
+    The address is valid in the block. Raises `OSError` where the directory can't be reached.
     """
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
         yield os.fspath(path)
         return
-    # From the directory, which is open, it is one step to the socket.
+    # Through the open directory's descriptor the path to the socket is short.
     flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
     directory = os.open(path.parent, flags)
     try:

@@ -1,7 +1,7 @@
-"""The URLs that this program gives out: whatever their parts contain, clients read the same again.
+"""The URLs that this program gives out: clients read back the same parts, whatever they contain.
 
-All of them are built here. Every part is percent-encoded as UTF-8, a space as %20: the `+` of HTML
-forms is a plus sign to libpq and to AMQP clients.
+All such URLs are built here. Every part is percent-encoded as UTF-8, a space as %20: the `+` of
+HTML forms is a plus sign to libpq and to AMQP clients.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def quoted(text: str) -> str:
 
 
 def bracketed(host: str) -> str:
-    """Give a host as it is written before a port: an IPv6 address in brackets."""
+    """Return a host as written before a port: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
@@ -83,7 +83,7 @@ def postgres_url(
 def split(url: str) -> SplitResult:
     """Split a URL as `urlsplit` does, also with several HOST:PORT.
 
-    For these `urlsplit` refuses an address in brackets, in all but its older versions. The caller
+    With several, all but older versions of `urlsplit` refuse an address in brackets. The caller
     checks each HOST:PORT.
     """
     scheme, there, rest = url.partition("://")

@@ -22,15 +22,15 @@ class ControlError(Exception):
 
 
 class ControlUnavailableError(ControlError):
-    """It takes no commands now (starting, draining, or what it stands on is away): try later."""
+    """The system takes no commands now (starting, draining, or a backend is away): try later."""
 
 
 class ElsewhereError(ControlUnavailableError):
-    """The tenant is another node's, on its way there, or its node begins just now: ask again."""
+    """Another node owns the tenant or is about to, or this node is just starting: ask again."""
 
 
 class CommandFailedError(ControlError):
-    """A step failed; what was half-made has been undone, or will be at the next start."""
+    """A step failed; half-made objects have been undone, or will be at the next start."""
 
 
 class CommandTimeoutError(ControlError):
@@ -49,7 +49,7 @@ class SystemState(StrEnum):
 
 
 class Role(StrEnum):
-    """What the daemon is among those on the same database: the leader acts, a standby waits."""
+    """The daemon's role among those on the same database: the leader acts, a standby waits."""
 
     LEADER = "leader"
     STANDBY = "standby"
@@ -57,7 +57,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermStatus:
-    """The term as this daemon knows it: its number, who holds it, and since when."""
+    """The term as this daemon knows it: its number, its holder, and since when."""
 
     number: int
     host: str
@@ -86,12 +86,12 @@ class TenantRuntime:
 
     `unsettled` counts deliveries taken from the broker and not yet acknowledged, `held` those of
     them that wait for another attempt; `rate` is messages settled a second, over the last ten;
-    `pending` is the broker's own count of waiting messages, None while unknown. `parked` says why
-    the tenant was given up; `parked_at` since when, where that is recorded. `trouble` says what
-    else is in its own way: why its queues are not consumed, or what of it can't be repaired.
-    `lifecycle` is None until the tenant's events, and with them its totals, have been read; so is
-    `incarnation`. `latency_p99_ms` is of the last minute that is over, None where nothing was
-    stored in it; `rate_limit` and `backlog_limit` (messages) are of its limits, None without one.
+    `pending` is the broker's own count of waiting messages, None while unknown. `parked` is why the
+    tenant was parked; `parked_at` since when, where that is recorded. `trouble` is the tenant's
+    other trouble: why its queues are not consumed, or which drift can't be repaired. `lifecycle` is
+    None until the tenant's events, and with them its totals, have been read; so is `incarnation`.
+    `latency_p99_ms` is of the last full minute, None if nothing was stored in it; `rate_limit` and
+    `backlog_limit` (messages) are of its limits, None without a limit.
     """
 
     tenant_id: str
@@ -116,7 +116,7 @@ class TenantRuntime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """The state of the system, and why it is not ready; nothing, if it is."""
+    """The state of the system, and the reasons why it is not ready; empty if it is."""
 
     state: SystemState
     reasons: tuple[str, ...] = ()
@@ -169,27 +169,27 @@ class Control(Protocol):
         """
 
     def status(self) -> SystemStatus:
-        """Tell how everything is, without waiting for any actor."""
+        """Return the status of the whole system, without waiting for any actor."""
 
     def readiness(self) -> Readiness:
-        """Tell what `status` tells of the system as a whole, whatever the number of tenants."""
+        """Return the state and the reasons of `status`, at a cost independent of tenants."""
 
     def runtime(self, tenant_id: str) -> TenantRuntime | None:
-        """Tell what one tenant's actors are doing, without waiting; None if it has none."""
+        """Return what one tenant's actors are doing, without waiting; None if it has none."""
 
     def runtimes(self) -> Mapping[str, TenantRuntime]:
-        """Tell what the actors of all tenants are doing, by id, and nothing else of `status`."""
+        """Return only the `tenants` of `status`: what all tenants' actors are doing, by id."""
 
     def liveness(self) -> tuple[str, ...]:
-        """Say why the daemon can't go on and has to be started anew; nothing, while it can.
+        """Return why the daemon can't go on and has to be restarted; empty while it can.
 
-        An actor that hangs is none of these while its parent can replace it. Never waits.
+        A hanging actor does not count while its parent can replace it. Never waits.
         """
 
     def ping(self) -> Future[None]:
-        """Ask the root of the actors for a sign of life; the future is set when it handles that.
+        """Ping the root of the actors; the future is set when the root handles that.
 
-        Never waits. Raises `ControlUnavailableError` where nobody will ever answer.
+        Never waits. Raises `ControlUnavailableError` if the root is dead.
         """
 
     def drain(self) -> None:

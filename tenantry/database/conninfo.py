@@ -65,7 +65,7 @@ def resolved(parameters: Mapping[str, object], pgconn: PGconn) -> dict[str, obje
 
 
 def url_for(parameters: Mapping[str, object], user: str, password: str) -> str:
-    """Give the URL by which a user reaches the database that `parameters` (libpq's) lead to."""
+    """Return a user's URL of the database that libpq's `parameters` lead to."""
     given = {name: str(value) for name, value in parameters.items() if value not in (None, "")}
     named = given.get("host") or os.environ.get("PGHOST")
     hosts = (named or given.get("hostaddr") or "").split(",")

@@ -65,7 +65,7 @@ class EmbeddedPostgres:
     running server over. Programs may share the server; the last program to stop stops it.
 
     PostgreSQL refuses to run as root. Under root it runs as the owner of `data_dir`, or for a new
-    one as the system user `pgserver`, who is created where missing; the directories on the way to
+    one as the system user `pgserver`, which is created where missing; the directories on the way to
     `data_dir` and to the binaries are then made traversable (`o+x`) for it.
     """
 

@@ -171,7 +171,7 @@ class _Link:
         self._pg.finish()
 
     def _flush(self) -> None:
-        """Send what can be sent, and the rest as soon as it can."""
+        """Send what the socket takes now, and the rest as soon as it is writable."""
         if self._pg.flush():
             self._loop.add_writer(self._socket, self._writable)
         else:

@@ -79,7 +79,7 @@ def binaries(data_dir: Path, account: Account | None) -> Path:
 def write_as(account: Account | None, path: Path, text: str) -> None:
     """Replace a file in the server's own directory.
 
-    Never follow a link there: the directory's owner has fewer rights than root, which may write.
+    Never follow a link there: the directory's owner may have fewer rights than this process.
     """
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)

@@ -78,7 +78,7 @@ def look(database: Database) -> Room:
     """Return how many connections are free. Raises `DatabaseUnavailableError`."""
     with database.connection() as connection:
         row = connection.execute(_LOOK).fetchone()
-    if row is None:  # the role was dropped under us
+    if row is None:  # the role was dropped meanwhile
         return Room(free=0, narrowest="the server's max_connections")
     most, reserved, superuser, of_role, of_database, used, used_here, used_by_us = row
     limits = [(most - (0 if superuser else reserved) - used, f"max_connections = {most}")]

@@ -1,1 +1,1 @@
-"""What Tenantry is about, in pure functions and frozen values; the standard library only."""
+"""The domain, in pure functions and frozen values; uses only the standard library."""

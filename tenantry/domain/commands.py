@@ -1,7 +1,7 @@
-"""What may be asked of a tenant, and how that is refused.
+"""The commands to a tenant, and the errors that refuse them.
 
-A command is a wish: `decide` answers with events, or raises an error that names the thing and says
-what to do.
+A command is a request: `decide` answers with events, or raises an error that names the problem and
+the remedy.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from tenantry.domain.topics import Topic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForTenant:
-    """What every command says: which tenant it is for."""
+    """The base of all commands: the id of the tenant it is for."""
 
     tenant_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateTenant(ForTenant):
-    """Bring a tenant to life. `workers` is 1 to 64, `partitions` (per topic) 1 to 64.
+    """Create a tenant. `workers` is 1 to 64, `partitions` (per topic) 1 to 64.
 
-    A topic by its name alone has these partitions, and no order.
+    A topic given by its name alone has this number of partitions, and no order.
     """
 
     name: str
@@ -40,7 +40,7 @@ class ConfirmProvisioned(ForTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbandonProvisioning(ForTenant):
-    """Record that provisioning failed and that what was made has been undone."""
+    """Record that provisioning failed and has been undone."""
 
     reason: str
 
@@ -49,7 +49,7 @@ class AbandonProvisioning(ForTenant):
 class ResizeWorkers(ForTenant):
     """Set how many workers may store the tenant's messages at once, 1 to 64.
 
-    `reason` is why the daemon itself does so; empty where it is asked to.
+    `reason` says why the daemon itself resizes; it is empty for an operator's command.
     """
 
     workers: int
@@ -102,14 +102,14 @@ class GrantConsumerAccess(ForTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokeConsumerAccess(ForTenant):
-    """Take away the user that reads the tenant's topics, and what waits for it."""
+    """Take away the user that reads the tenant's topics, and the messages that wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddTopics(ForTenant):
-    """Give the tenant more topics; those it has already are left as they are.
+    """Give the tenant more topics; existing topics are left as they are.
 
-    What is said of one that it has must be so already: nothing of a topic changes later.
+    Settings given for an existing topic must equal its present ones: a topic never changes.
     """
 
     topics: tuple[str | Topic, ...]
@@ -124,7 +124,7 @@ class RequestDeletion(ForTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfirmDeleted(ForTenant):
-    """Record that everything of the tenant is gone.
+    """Record that all objects of the tenant are gone.
 
     `queued` counts the messages dropped with its queues, `stored` those with its partition.
     """
@@ -135,7 +135,7 @@ class ConfirmDeleted(ForTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfirmRepaired(ForTenant):
-    """Record that what had drifted outside was made right; also of a tenant that is deleted."""
+    """Record that drift was repaired; also for a deleted tenant."""
 
     kinds: tuple[str, ...]
     found: tuple[str, ...]
@@ -155,7 +155,7 @@ OperatorCommand: TypeAlias = (
     | AddTopics
     | RequestDeletion
 )
-"""What the API asks for; the tenant's actor carries each out (`actors/tenant.py`)."""
+"""The commands of the API; the tenant's actor carries each out (`actors/tenant.py`)."""
 
 Command: TypeAlias = (
     OperatorCommand

@@ -1,4 +1,4 @@
-"""What has happened to a tenant. Events are facts: past tense, never changed, never taken back.
+"""The events of a tenant. Events are facts: past tense, never changed, never taken back.
 
 Fields hold only what JSON holds (text, whole numbers, booleans, tuples of these, dataclasses of
 these), so that the codec needs no case of its own for any event.
@@ -21,7 +21,7 @@ class OfTenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantCreated(OfTenant):
-    """The tenant was accepted; its objects are about to be made.
+    """The tenant was accepted; its objects are about to be created.
 
     `partitions` is the default for topics, `topic_partitions` the number for each of `topics`;
     partitions of `ordered` topics keep their order.
@@ -42,14 +42,14 @@ class TenantProvisioned(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvisioningAbandoned(OfTenant):
-    """Provisioning failed; what was made has been undone and the id is free again."""
+    """Provisioning failed and has been undone; the id is free again."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkersResized(OfTenant):
-    """The number of workers changed; `reason` is given for changes that no command asked for."""
+    """The number of workers changed; `reason` is given for changes that no operator asked for."""
 
     previous: int
     workers: int
@@ -102,12 +102,12 @@ class ConsumerAccessGranted(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerAccessRevoked(OfTenant):
-    """The user that read the tenant's topics is to be gone, with what waited for it."""
+    """The user that read the tenant's topics is to be removed, with its waiting messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicsAdded(OfTenant):
-    """The tenant has these topics too; without `topic_partitions`, as many as it was made with."""
+    """The tenant has these topics too; `topic_partitions` defaults to the tenant's partitions."""
 
     topics: tuple[str, ...]
     topic_partitions: tuple[int, ...] = ()
@@ -166,8 +166,8 @@ TenantEvent: TypeAlias = (
 class MessageDeadLettered(OfTenant):
     """A message could not be stored and went to the dead-letter exchange, bytes unchanged.
 
-    It was tried `attempts` times; `error` is the last one's. Of a topic that is `ordered` it lets
-    those behind it pass: its partition's order is broken there.
+    It was tried `attempts` times; `error` is the last attempt's. If its topic is `ordered`, later
+    messages have passed it: its partition's order is broken there.
     """
 
     message_id: str | None
@@ -186,8 +186,8 @@ class DeadLettersAggregated(OfTenant):
     """Dead letters that have no events of their own, as too many came at once.
 
     `counts` has a number for each of `reasons`. `total` is the number of all dead letters that the
-    tenant has had by then. `ordered` is how many of them broke the order of a partition (None: not
-    counted); `partitions` names these, at most 100, as `orders.3`.
+    tenant has had by then. `ordered` is how many broke the order of a partition (None: not
+    counted); `partitions` names these partitions, at most 100, as `orders.3`.
     """
 
     count: int
@@ -218,9 +218,10 @@ class DeadLettersDiscarded(OfTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageIdsReused(OfTenant):
-    """Messages with other content came under ids in use, and were not stored; `message_id` is one.
+    """Messages with other content came under ids in use, and were not stored.
 
-    A message with the same content again does not count. At most one such event a minute.
+    `message_id` is one of the ids. A message with the same content again does not count. There is
+    at most one such event a minute.
     """
 
     message_id: str
@@ -240,7 +241,7 @@ DeadLetterEvent: TypeAlias = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantMoved(OfTenant):
-    """Another node has the tenant now, under a new epoch; `previous` is empty where none had it."""
+    """Another node owns the tenant now, under a new epoch; `previous` is empty if none had it."""
 
     node: str
     previous: str
@@ -263,13 +264,13 @@ class _OfNoTenant:
 
     @property
     def tenant_id(self) -> str:
-        """Empty: it is about all of them."""
+        """Empty: the event is about no single tenant."""
         return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IsolationVerified(_OfNoTenant):
-    """So many tenants were proven to reach their own objects and no other's."""
+    """So many tenants were proven to reach their own objects and no others."""
 
     tenants: int
     checks: int
@@ -277,7 +278,7 @@ class IsolationVerified(_OfNoTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IsolationViolated(_OfNoTenant):
-    """The proof failed; `failures` says what was possible that must not be, or the reverse."""
+    """The proof failed; `failures` lists wrongly allowed and wrongly refused attempts."""
 
     tenants: int
     checks: int
@@ -300,9 +301,9 @@ class NodeDrainRevoked(_OfNoTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventsArchived(_OfNoTenant):
-    """A part of the journal was taken out of it: the oldest events, the last recorded at `until`.
+    """A part of the journal was archived: its oldest events, the last recorded at `until`.
 
-    They are in the `archive` (`host:path`); `digest` sums them up, as `JournalParts` says.
+    The events are in the `archive` (`host:path`); `digest` is theirs, as `JournalParts` says.
     """
 
     part: int
@@ -316,7 +317,7 @@ class EventsArchived(_OfNoTenant):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventsRestored(_OfNoTenant):
-    """A part of the journal that had been archived is in it again."""
+    """An archived part is in the journal again."""
 
     part: int
     first_position: int
@@ -332,6 +333,6 @@ SystemEvent: TypeAlias = (
     | EventsArchived
     | EventsRestored
 )
-"""Events of no single tenant, in streams named after what they are about."""
+"""Events of no single tenant, in streams named after their subjects."""
 
 Event: TypeAlias = TenantEvent | DeadLetterEvent | PlacementEvent | SystemEvent

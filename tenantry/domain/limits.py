@@ -1,4 +1,4 @@
-"""What a tenant may take of what all share, and how long what it has stored is kept."""
+"""A tenant's limits: its share of common resources, and how long its stored messages are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_WORKERS: Final = 64
 DEFAULT_WEIGHT: Final = 1
 
 OF_THE_BROKER: Final = ("backlog_messages", "backlog_bytes", "connections", "channels")
-"""The limits that a broker holds a tenant to, if it can."""
+"""The limits that a broker enforces, if it can."""
 
 DAY: Final = 24 * 60 * 60
 
@@ -45,7 +45,7 @@ SHOWN: Final[Mapping[str, str]] = MappingProxyType(
         "retention_rows": "retention.rows",
     }
 )
-"""What callers call a limit, where that is not its name here."""
+"""The API's names of limits, where they differ from the names here."""
 
 _UNITS: Final[Mapping[str, int]] = MappingProxyType(
     {"s": 1, "m": 60, "h": 60 * 60, "d": DAY, "w": 7 * DAY}
@@ -55,11 +55,11 @@ _SPAN: Final = re.compile(r"(\d{1,12})\s*([smhdw])", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The limits of one tenant; None where there is none.
+    """The limits of one tenant; None means no limit.
 
     `weight` is its share, relative to others', of workers' and the database's time while tenants
     compete. `rate` is how many messages are stored a second at most, `burst` how many at once
-    after a pause: a second's worth where it is None. `backlog_messages` and `backlog_bytes` are
+    after a pause: a second's worth if it is None. `backlog_messages` and `backlog_bytes` limit
     what may wait in its queues, `connections` and `channels` what its broker user may open.
     Between `workers_min` and `workers_max` the number of its workers follows the load; it is fixed
     where both are None. Stored messages older than `retention_seconds`, or beyond the newest
@@ -80,12 +80,12 @@ class Limits:
 
     @property
     def has_backlog(self) -> bool:
-        """Whether there is a limit to what may wait."""
+        """Whether the backlog is limited."""
         return self.backlog_messages is not None or self.backlog_bytes is not None
 
     @property
     def of_the_broker(self) -> Mapping[str, int]:
-        """The limits that there are of those that a broker holds a tenant to."""
+        """The set limits among those that a broker enforces."""
         found = {name: getattr(self, name) for name in OF_THE_BROKER}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -96,18 +96,18 @@ class Limits:
 
     @property
     def workers(self) -> range:
-        """The numbers of workers that are allowed."""
+        """The allowed numbers of workers."""
         return range(self.workers_min or MIN_WORKERS, (self.workers_max or MAX_WORKERS) + 1)
 
     def within(self, workers: int) -> int:
-        """Give the number of workers that is nearest to `workers` and allowed."""
+        """Return the allowed number of workers that is nearest to `workers`."""
         return min(max(workers, self.workers.start), self.workers.stop - 1)
 
     def changed(self, changes: Mapping[str, int | None]) -> Limits:
-        """Give these limits with some of them changed; None lifts one.
+        """Return these limits with some of them changed; None lifts a limit.
 
-        Without a rate there is no burst: it goes with it. Raises `InvalidCommandError` where a
-        limit is unknown, out of its range, or at odds with another.
+        Lifting the rate also lifts the burst, which needs a rate. Raises `InvalidCommandError`
+        where a limit is unknown, out of its range, or at odds with another.
         """
         for name, value in changes.items():
             _check(name, value)
@@ -128,7 +128,7 @@ NO_LIMITS: Final = Limits()
 
 
 def parse_span(text: str) -> int | None:
-    """Read a span of time like `90s`, `15m`, `12h`, `7d` or `2w` as seconds; None if it is none."""
+    """Read a span of time like `90s`, `15m`, `12h`, `7d` or `2w` as seconds; None if invalid."""
     match = _SPAN.fullmatch(text.strip())
     return None if match is None else int(match[1]) * _UNITS[match[2]]
 

@@ -1,4 +1,4 @@
-"""What a tenant is called, and what its objects are called on the broker and in the database."""
+"""The names of tenants, and of their objects on the broker and in the database."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ TENANT_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", re.ASCII)
 TOPIC: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62})", re.ASCII)
 
 DEFAULT_TOPIC: Final = "default"
-"""The topic of messages that arrive through a tenant's default queue; no tenant may declare it."""
+"""The topic of messages from a tenant's default queue; no tenant may declare it."""
 
 DEAD_LETTER_EXCHANGE: Final = "dlx_exchange"
 
 
 class UserKind(StrEnum):
-    """What a tenant's broker user is for: it publishes, or it reads."""
+    """The purpose of a tenant's broker user: it publishes, or it reads."""
 
     PRODUCER = "producer"
     CONSUMER = "consumer"
@@ -26,7 +26,7 @@ ISOLATION_STREAM: Final = "isolation"
 """The journal's stream of the daemon's own proofs of isolation."""
 
 PARTS_STREAM: Final = "journal"
-"""The journal's stream of what became of its own parts."""
+"""The journal's stream about its own parts."""
 
 
 def is_tenant_id(value: str) -> bool:
@@ -68,7 +68,7 @@ def group_queue_name(tenant_id: str, topic: str) -> str:
 
 
 def username(tenant_id: str, kind: UserKind = UserKind.PRODUCER) -> str:
-    """Name the tenant's broker user that publishes, or the one that reads."""
+    """Name the tenant's broker user of a kind."""
     return f"tenant_{tenant_id}_{kind}"
 
 
@@ -78,7 +78,7 @@ def partition_table_name(tenant_id: str) -> str:
 
 
 def retained_table_name(tenant_id: str, incarnation: int) -> str:
-    """Name the table of what was retained of a former tenant whose id is used again.
+    """Name the table of a former tenant's retained rows, once its id is used again.
 
     With ids of 40 bytes, incarnations of 13 digits fit into PostgreSQL's 63.
     """
@@ -100,7 +100,7 @@ def dead_letter_journal_stream(tenant_id: str) -> str:
 
 
 def placement_journal_stream(tenant_id: str) -> str:
-    """Name the journal's stream of where a tenant is at work.
+    """Name the journal's stream of a tenant's placement.
 
     It stands apart from the tenant's life: nodes append to it, whatever commands are under way.
     """
@@ -108,23 +108,23 @@ def placement_journal_stream(tenant_id: str) -> str:
 
 
 def node_journal_stream(node: str) -> str:
-    """Name the journal's stream of what was asked of a node."""
+    """Name the journal's stream of an operator's requests to a node."""
     return f"node-{node}"
 
 
 def streams_of(tenant_id: str) -> list[str]:
-    """Name all streams of the journal that tell of a tenant."""
+    """Name all streams of the journal about a tenant."""
     named = journal_stream, dead_letter_journal_stream, placement_journal_stream
     return [name(tenant_id) for name in named]
 
 
 def category(stream: str) -> str:
-    """Give the part of a journal stream's name before its first hyphen."""
+    """Return the part of a journal stream's name before its first hyphen."""
     return stream.partition("-")[0]
 
 
 def place_in(tenant_id: str, queue: object) -> tuple[str, int]:
-    """Give the topic and partition of a tenant's queue by its name; else the default ones."""
+    """Return the topic and partition of a tenant's queue by its name; else the default ones."""
     prefix = f"{exchange_name(tenant_id)}."
     if isinstance(queue, str) and queue.startswith(prefix):
         topic, _, partition = queue.removeprefix(prefix).rpartition(".")

@@ -1,6 +1,6 @@
-"""The tenant: its state, what may be done to it (`decide`), what has happened to it (`evolve`).
+"""The tenant: its state, `decide` (from command to events), `evolve` (from event to state).
 
-Both functions are pure. Time comes in with the events; ids come in with the commands.
+Both functions are pure. Times come with the events; ids come with the commands.
 """
 
 from __future__ import annotations
@@ -78,16 +78,16 @@ class Lifecycle(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantState:
-    """A tenant as its events tell it.
+    """A tenant's state, folded from its events.
 
     `version` is the number of events folded so far: the expected version of the next append.
     `parked` is the reason a paused tenant was parked by the supervisor, and `parked_at` the time;
     both are None otherwise.
     `retained` tells that a deleted tenant's messages were kept, `consumer_access` that it has a
-    user that reads its topics. `workers` is within its `limits`. A tenant created again under a
-    used id is another one, with the next `incarnation`; its life begins at `created_version`.
-    `topic_partitions` are those of each of `topics`, where they are not `partitions`; the
-    partitions of topics that are `ordered` keep their order.
+    user that reads its topics. `workers` is within its `limits`. A tenant created under a used id
+    is another tenant, with the next `incarnation`; its life begins at `created_version`.
+    `topic_partitions` are the numbers for each of `topics`; if empty, each has `partitions`. The
+    partitions of `ordered` topics keep their order.
     """
 
     tenant_id: str
@@ -115,13 +115,13 @@ class TenantState:
         return self.lifecycle is not Lifecycle.DELETED
 
     def partitions_of(self, topic: str) -> int:
-        """Tell how many partitions one of its topics has."""
+        """Return how many partitions one of the tenant's topics has."""
         if not self.topic_partitions:
             return self.partitions
         return self.topic_partitions[self.topics.index(topic)]
 
     def settings(self) -> tuple[Topic, ...]:
-        """Give all that is known of its topics."""
+        """Return the tenant's topics with their settings."""
         counts = self.topic_partitions or (self.partitions,) * len(self.topics)
         return tuple(
             Topic(
@@ -134,7 +134,7 @@ class TenantState:
 
 
 def decide(state: TenantState | None, command: Command) -> tuple[TenantEvent, ...]:
-    """Answer a command with the events it causes; none, if it asks for what is so already.
+    """Return the events that a command causes; none, if it would change nothing.
 
     Raises `DomainError` where the command is refused.
     """
@@ -204,7 +204,7 @@ def decide(state: TenantState | None, command: Command) -> tuple[TenantEvent, ..
 
 
 def evolve(state: TenantState | None, event: TenantEvent, at: datetime) -> TenantState:
-    """Fold one event, recorded at `at`, into the state. Never refuses: it has happened."""
+    """Fold one event, recorded at `at`, into the state. Never refuses: events are facts."""
     if isinstance(event, TenantCreated):
         version = 1 if state is None else state.version + 1
         return TenantState(
@@ -329,12 +329,12 @@ def _add_topics(state: TenantState, given: tuple[str | Topic, ...]) -> tuple[Ten
 
 
 def _agree(asked: Topic, known: Topic) -> bool:
-    """Tell whether nothing is said of a topic that is otherwise."""
+    """Tell whether the given settings of a topic agree with its present ones."""
     return asked.partitions in (None, known.partitions) and asked.ordering in (None, known.ordering)
 
 
 def _partitions(event: TenantCreated | TopicsAdded, usual: int) -> tuple[int, ...]:
-    """Give the partitions of each of an event's topics."""
+    """Return the numbers of partitions of an event's topics."""
     if len(event.topic_partitions) == len(event.topics):
         return event.topic_partitions
     return (usual,) * len(event.topics)

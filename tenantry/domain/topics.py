@@ -1,4 +1,4 @@
-"""What a topic is asked for with: its name, its partitions, whether each of them is in order.
+"""The request for a topic: its name, its number of partitions, whether each is in order.
 
 People write it as `events`, `events:8`, `events:ordered`, or `events:8:ordered`.
 """
@@ -19,12 +19,12 @@ class Ordering(StrEnum):
 
     NONE = "none"
     PARTITION = "partition"
-    """Those of one partition strictly as they were published."""
+    """The messages of one partition strictly in the order of their publishing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topic:
-    """A topic that is asked for; without `partitions` it has as many as the tenant's others."""
+    """A requested topic; `partitions` defaults to the tenant's number."""
 
     name: str
     partitions: int | None = None
@@ -32,12 +32,12 @@ class Topic:
 
     @property
     def ordered(self) -> bool:
-        """Whether its partitions are to be in order; they are not, where nothing is said."""
+        """Whether its partitions are to be in order; by default they are not."""
         return self.ordering is Ordering.PARTITION
 
 
 def as_topics(given: Iterable[str | Topic]) -> tuple[Topic, ...]:
-    """Give topics of which some may be told by their names alone."""
+    """Turn names among the given topics into topics."""
     return tuple(Topic(name=one) if isinstance(one, str) else one for one in given)
 
 

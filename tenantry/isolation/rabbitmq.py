@@ -44,7 +44,7 @@ _AS_READER: Final = "(as its reader)"
 """Suffix of a target's name in attempts by the tenant's consuming user."""
 
 _FLEETING: Final = {"x-expires": 1000}
-"""Arguments that no tenant's queue has. A queue declared with them by mistake lasts a second."""
+"""Arguments that no tenant's queue has. If the queue is missing, a new one expires in a second."""
 
 
 def own(client: AmqpClient, mine: TenantTopology) -> list[Check]:

@@ -1,6 +1,6 @@
 """Threads with an owner: each start beside its stop, joined, and watched while they run.
 
-Among them those of what the daemon does every so often, beside what it is there for.
+They include the threads of the daemon's periodic work.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ JOIN_TIMEOUT: Final = 5.0
 """Seconds a thread has to end, once it has been told to."""
 
 LONGEST_STEP: Final = 1800.0
-"""Seconds after which work on a schedule is said to hang: an audit counts for a minute and one
-tenant more, a proof tries one tenant on twenty others."""
+"""Seconds after which scheduled work counts as hung: an audit counts for a minute and one tenant
+more, a proof tries one tenant on twenty others."""
 
 
 class Watched(Protocol):
@@ -72,10 +72,10 @@ class Threads:
 
 
 class Schedules:
-    """Work that comes again and again, each on a thread of its own; while `when` says no, it rests.
+    """Periodic work, each kind on a thread of its own; while `when` returns False, it rests.
 
-    What fails is told, and tried again at its time: what one tenant's data set off must not end
-    every daemon anew.
+    A failure is logged, and the work is tried again at its next time: a failure that one tenant's
+    data causes must not end every daemon again and again.
     """
 
     def __init__(self, threads: Threads, stack: ExitStack, when: Callable[[], bool]) -> None:
@@ -86,9 +86,9 @@ class Schedules:
     def every(
         self, seconds: float, name: str, work: Callable[[Callable[[], None]], object]
     ) -> None:
-        """Do something every so many seconds; never, where that is 0.
+        """Do `work` every so many seconds; never, if that is 0.
 
-        `work` is given what it calls between its steps, so that it is not said to hang.
+        `work` gets a function to call between its steps, so that it does not count as hung.
         """
         if seconds:
             service = PeriodicService(
@@ -102,7 +102,7 @@ class Schedules:
             self._threads.start(name, service, vital=False)
 
     def at_last(self, name: str, work: Callable[[], object]) -> None:
-        """Do something once when the stack unwinds: after what is scheduled from here on."""
+        """Do `work` once when the stack unwinds: after all work scheduled later has ended."""
 
         def once() -> None:
             try:

@@ -134,7 +134,7 @@ class Child:
 def environment_of(
     directory: Path, *, database_url: str, embedded: bool, name: str
 ) -> dict[str, str]:
-    """Return a child's environment: the parent's, with the variables that are per process."""
+    """Return a child's environment: the parent's, except what is per process or not for it."""
     without = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "STATE_DIRECTORY",
                "RUNTIME_DIRECTORY", "TENANTRY_PROCESSES", "TENANTRY_CONTROL_SOCKET",
                "TENANTRY_METRICS_PORT"}  # fmt: skip

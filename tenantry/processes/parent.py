@@ -54,7 +54,8 @@ def serve(live: LiveSettings, overrides: Mapping[str, object], config: Path | No
     Returns the exit code. 0: all daemons have ended in order. 1: a daemon has not, or has left
     something unfinished. 2: a daemon has reported a bad configuration. `overrides` apply to all
     daemons.
-    Raises what keeps the parent from starting: `ListenError`, `StartError`, `DatabaseError`.
+    Raises an error that keeps the parent from starting: `ListenError`, `StartError`,
+    `DatabaseError`.
     """
     allow_open_files(live.now)
     signals = Signals()

@@ -1,1 +1,1 @@
-"""Read models: derived from the journal, thrown away and rebuilt at will."""
+"""Read models: derived from the journal, and rebuilt from it at will."""

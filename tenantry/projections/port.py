@@ -1,4 +1,4 @@
-"""What the read model of tenants promises."""
+"""The port of the tenants' read model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tenantry.domain.tenant import TenantState
 
 
 class Found(NamedTuple):
-    """A tenant as a search finds it."""
+    """A tenant in a search's result."""
 
     tenant_id: str
     name: str
@@ -20,33 +20,33 @@ class Found(NamedTuple):
 class TenantDirectory(Protocol):
     """The tenants as they are, and as they were.
 
-    It is brought forward in the transaction that appends the events, so a caller that
-    has seen a command answered sees its effect here. Raises `JournalUnavailableError`.
+    The directory is updated in the transaction that appends the events, so a caller that has the
+    answer to a command sees its effect here. Raises `JournalUnavailableError`.
     """
 
     def get(self, tenant_id: str) -> TenantState | None:
-        """Give a tenant's present state (deleted ones too), or None if there never was one."""
+        """Return the present state of a tenant, even a deleted one; None if it never existed."""
 
     def page(self, *, after: str | None = None, limit: int = 50) -> list[TenantState]:
-        """List the tenants that exist, by id, from beyond the id `after`."""
+        """List the existing tenants, by id, from beyond the id `after`."""
 
     def search(self, text: str) -> list[Found]:
-        """Find the tenants that exist with a text in their id or name, whatever its case; by id.
+        """Find the existing tenants with a text in their id or name, ignoring case; by id.
 
-        An empty text is in all of them; others are of printable characters.
+        An empty text matches all tenants; any other text has printable characters only.
         """
 
     def several(self, tenant_ids: Sequence[str]) -> list[TenantState]:
-        """Give the present states of tenants, in this order; who never was is left out."""
+        """Return tenants' present states, in this order; ids that never existed are left out."""
 
     def as_of_version(self, tenant_id: str, version: int) -> TenantState | None:
-        """Give a tenant's state after its first `version` events, or None if it has fewer."""
+        """Return a tenant's state after its first `version` events, or None if it has fewer."""
 
     def as_of_time(self, tenant_id: str, at: datetime) -> TenantState | None:
-        """Give a tenant's state at a time (with a zone), or None if it did not exist yet."""
+        """Return a tenant's state at a time (with a zone), or None if it did not exist yet."""
 
 
 def ordered_topics(directory: TenantDirectory, tenant_id: str) -> tuple[str, ...]:
-    """Name the topics of a tenant whose partitions are kept in order. Raises as `get` does."""
+    """Name a tenant's topics whose partitions are in order. Raises as `get` does."""
     state = directory.get(tenant_id)
     return () if state is None else state.ordered

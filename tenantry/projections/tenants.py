@@ -1,6 +1,6 @@
-"""What the transaction that appends tenants' events writes beside them: the read model, passwords.
+"""The inline projections of tenants' events: the read model, and the state of passwords.
 
-Tenants as they were are folded from the journal.
+Past states of tenants are folded from the journal.
 """
 
 from __future__ import annotations
@@ -50,24 +50,25 @@ log = logging.getLogger(__name__)
 
 
 class TenantProjection:
-    """Keeps `tenantry.tenants` in step; give it to the event store as an inline projection."""
+    """Keeps `tenantry.tenants` in step with the journal, as the event store's inline projection."""
 
     def __init__(self) -> None:
         self._sql = queries("tenants")
         self._journal = queries("journal")
 
     def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
-        """Bring the read model forward within the caller's transaction.
+        """Update the read model within the caller's transaction.
 
-        Events it has seen are passed over; where it lacks some, the tenant is folded anew.
+        Events that the row has already are skipped; if the row lacks earlier events, those are read
+        from the journal.
         """
         self._fold_in(connection, recorded)
 
     def rebuild(self, database: Database) -> int:
-        """Throw the read model away and make it again from the journal; give the tenants' number.
+        """Rebuild the read model from the journal; return the number of tenants.
 
-        Appends wait meanwhile; readers see the old one until the new one is complete.
-        Raises `JournalUnavailableError`, `JournalError`; the old one is then left in place.
+        Appends wait meanwhile; readers see the old read model until the new one is complete.
+        Raises `JournalUnavailableError`, `JournalError`; the old one then stays in place.
         """
         with (
             PortErrors(JournalUnavailableError, JournalError, where=database.where),
@@ -77,7 +78,7 @@ class TenantProjection:
             return self._rebuild(connection)
 
     def ensure_current(self, database: Database) -> bool:
-        """Rebuild the read model if it is behind the journal or of another shape; tell whether.
+        """Rebuild the read model if it is behind the journal or of another shape; return whether.
 
         Raises as `rebuild` does.
         """
@@ -95,7 +96,7 @@ class TenantProjection:
         connection.execute(self._journal["lock_head"])
         connection.execute(self._sql["clear"])
         position = 0
-        # Archived events are not there to be folded: what they came to is.
+        # Archived events can't be folded: their base states stand for them.
         bases = self._bases(connection, None)
         connection.execute(self._sql["put"], _columns(bases))
         tenants = {one.tenant_id for one in bases}
@@ -134,7 +135,7 @@ class TenantProjection:
         return fold(tenant_events(fresh), state)
 
     def _bases(self, connection: Connection, stream: str | None) -> list[TenantState]:
-        """Give the states that archived events came to: of one stream, or of all."""
+        """Return the base states of archived events: of one stream, or of all."""
         streams = None if stream is None else [stream]
         rows = connection.execute(self._sql["bases"], {"streams": streams}).fetchall()
         return [
@@ -233,7 +234,7 @@ class PostgresTenantDirectory(TenantsPast):
 
 
 def _known(data: Mapping[str, object]) -> TenantState | None:
-    """Read a row's state; a row that an older program wrote is as good as none."""
+    """Read a row's state; a row in an older program's shape counts as missing."""
     try:
         return decode_state(data)
     except MalformedEventError:
@@ -252,19 +253,19 @@ def _columns(states: Sequence[TenantState]) -> Mapping[str, Any]:
 
 
 class PasswordConfirmation:
-    """Give it to the event store as an inline projection.
+    """The event store's inline projection that confirms pending passwords.
 
-    So that a password is confirmed exactly when the journal says that the tenant has it: neither
-    of them alone, whenever the daemon dies.
+    A password is confirmed in the transaction that appends the event about it: never one without
+    the other, whenever the daemon dies.
     """
 
     def __init__(self) -> None:
         self._sql = queries("tenants")
 
     def apply(self, connection: Connection, recorded: Sequence[RecordedEvent]) -> None:
-        """Confirm what is pending of the users that the events say have a new password.
+        """Confirm the pending passwords of users to which the events give a new password.
 
-        A revoked user's is forgotten.
+        A revoked user's password is removed.
         """
         for one in recorded:
             if (change := password_change(one)) is not None:
@@ -273,14 +274,14 @@ class PasswordConfirmation:
 
 
 class PasswordChange(NamedTuple):
-    """What becomes of the password of a tenant's user."""
+    """The change that an event makes to the password of a tenant's user."""
 
     verb: Literal["confirm", "remove"]
     kind: UserKind
 
 
 def password_change(recorded: RecordedEvent) -> PasswordChange | None:
-    """Tell what an event says of a tenant's password."""
+    """Return the change that an event makes to a tenant's password; None if it makes none."""
     match recorded.event:
         case TenantProvisioned() | CredentialsRotated():
             return PasswordChange("confirm", UserKind.PRODUCER)

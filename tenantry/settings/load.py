@@ -18,7 +18,7 @@ from tenantry.settings.model import CONTROL_SOCKET, DEFAULT_STATE_DIR, Settings
 
 
 class SettingsError(Exception):
-    """The configuration can't be used; the message is one line that says what to change where."""
+    """The configuration can't be used; the one-line message says what to change, and where."""
 
 
 def _whole(text: str) -> object:
@@ -51,7 +51,7 @@ def _numbers(text: str) -> object:
 
 
 def _lines(text: str) -> object:
-    """Read one a line: a secret may hold any other character."""
+    """Read one value a line: a secret may hold any other character."""
     return [line for line in text.splitlines() if line]
 
 
@@ -77,13 +77,13 @@ _READERS: Final[Mapping[type, Reader]] = {
     tuple: _numbers,
     dict: _pairs,
 }
-"""How a variable's text is read, by the type of the setting; any other is text."""
+"""How a variable's text is read, by the type of the setting; other types are text."""
 
 _READERS_OF_KEYS: Final[Mapping[str, Reader]] = {
     "security.jwt_secret": _lines,
     "security.audience": _texts,
 }
-"""The same for those whose type does not tell."""
+"""The same for keys whose type does not determine it."""
 
 _VARIABLES: Final[Mapping[str, str]] = {
     "broker.url": "BROKER_URL",
@@ -96,7 +96,7 @@ _VARIABLES: Final[Mapping[str, str]] = {
     "database.url": "DATABASE_URL",
     "security.jwt_secret": "TENANTRY_JWT_SECRET",
 }
-"""The variables that are not named by the rule: `section.key` is `TENANTRY_SECTION_KEY`."""
+"""Variables that break the rule by which `section.key` is `TENANTRY_SECTION_KEY`."""
 
 
 def _environment() -> Iterator[tuple[str, tuple[str, Reader]]]:
@@ -111,7 +111,7 @@ def _environment() -> Iterator[tuple[str, tuple[str, Reader]]]:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """Give `int` for `Annotated[int, ...] | None`, `dict` for `dict[str, str]`."""
+    """Return `int` for `Annotated[int, ...] | None`, `dict` for `dict[str, str]`."""
     while (origin := get_origin(annotation)) is not None:
         if origin not in (Annotated, Union, UnionType):
             return origin
@@ -131,13 +131,13 @@ CREDENTIALS: Final[Mapping[str, str]] = {
     "tracing_headers": "tracing.headers",
     "oidc_client_secret": "oidc.client_secret",
 }
-"""What systemd may pass on as a credential (`LoadCredential=`), by its name there."""
+"""The keys that systemd may pass as a credential (`LoadCredential=`), by the credential's name."""
 
 IN_A_FILE: Final = "_FILE"
-"""Ends the name of a variable that names a file in which a secret stands, as containers have it."""
+"""The suffix of a variable that names a file with a secret, as is usual with containers."""
 
 OPEN_TABLES: Final = frozenset({"handlers", "security.scopes"})
-"""Keys whose tables have keys of the user's."""
+"""Keys whose tables have keys that the user chooses."""
 
 
 def load(
@@ -150,7 +150,7 @@ def load(
     """Gather the configuration from a file, the environment and flags.
 
     Without `path` the file is `$TENANTRY_CONFIG`, `./config.toml` or `/etc/tenantry/config.toml`,
-    whichever is there first; none is needed. `overrides` maps dotted keys to values; None is no
+    the first that exists; none is needed. `overrides` maps dotted keys to values; None is no
     override. A `client` only needs to find the daemon, so it may lack the secret that the daemon
     needs. Raises `SettingsError`.
     """
@@ -181,7 +181,7 @@ def load(
 
 
 def source(path: Path | None, key: str, *, environ: Mapping[str, str]) -> str:
-    """Say where a key gets its value from, as `load` does: an environment variable or a file."""
+    """Name the source of a key's value, as `load` does: an environment variable or a file."""
     variable, _ = ENVIRONMENT[key]
     for one in (variable, variable + IN_A_FILE):
         if one in environ and (one == variable or key in CREDENTIALS.values()):
@@ -202,7 +202,7 @@ def _is_there(place: Path) -> bool:
     try:
         return place.is_file()
     except OSError:
-        return True  # A user that may not look there is told so, not given another configuration.
+        return True  # A user that may not look there gets an error, not another configuration.
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _get(tree: Mapping[str, Any], key: str) -> object:
 
 
 def _take_files(tree: dict[str, Any], sources: dict[str, str], environ: Mapping[str, str]) -> None:
-    """Take the secrets that stand in files which the environment names."""
+    """Read the secrets from files that the environment names."""
     for key in CREDENTIALS.values():
         variable, parse = ENVIRONMENT[key]
         file = environ.get(variable + IN_A_FILE)
@@ -262,7 +262,7 @@ def _take_files(tree: dict[str, Any], sources: dict[str, str], environ: Mapping[
 def _take_credentials(
     tree: dict[str, Any], sources: dict[str, str], environ: Mapping[str, str]
 ) -> None:
-    """Take systemd's credentials, each unless the environment names a value itself."""
+    """Read systemd's credentials, except keys that the environment sets itself."""
     directory = environ.get("CREDENTIALS_DIRECTORY")
     for name, key in CREDENTIALS.items() if directory else ():
         variable, parse = ENVIRONMENT[key]
@@ -278,7 +278,7 @@ def _take_credentials(
 
 
 def _settle_paths(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
-    """Make texts paths: absolute, with `~` expanded, and those left empty as systemd tells."""
+    """Turn texts into absolute paths, with `~` expanded; empty ones default to systemd's."""
     state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
     runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     derived = {
@@ -333,11 +333,11 @@ _WANTED: Final = {
     "security.audience": "must be text, or a list of texts",
     "security.scopes": "must be a table of a claim's values, each with the rights that it gives",
 }
-"""What is to be said where another list than one of numbers is wanted, or another table."""
+"""Phrases for keys whose list is not one of numbers, or whose table is not one of topics."""
 
 
 def _explain(error: ValidationError, sources: Mapping[str, str], where: str) -> str:
-    """Put the first thing wrong into one line: key, problem, place; never a secret's value."""
+    """Describe the first error in one line: key, problem, source; never a secret's value."""
     detail = error.errors(include_url=False)[0]
     parts = [str(part) for part in detail["loc"] if part != "[key]"]
     context = detail.get("ctx", {})

@@ -1,4 +1,4 @@
-"""What may be configured: sections, types, ranges, defaults, and what follows from them."""
+"""The settings: sections, types, ranges, defaults, and values derived from them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tenantry.urls import AMQP, address, alternatives, split
 
 SCOPE_CLAIM: Final = "scope"
 MAX_SECRETS: Final = 10
-"""A bad token is tried with each of them."""
+"""A bad token is checked with each secret, so there must not be many."""
 
 MANAGEMENT_PORT: Final = 15672
 CONTROL_SOCKET: Final = "control.sock"
@@ -50,9 +50,9 @@ class _Section(BaseModel):
 
 
 class Broker(_Section):
-    """Where the broker is, of whichever kind; empty: as `rabbitmq.url` says.
+    """Where the broker is, of any kind; if `url` is empty, `rabbitmq.url` applies.
 
-    `ca_file` is the authority that is trusted in place of the system's, a PEM file.
+    `ca_file`, a PEM file, is the authority that is trusted instead of the system's.
     """
 
     url: Annotated[SecretStr, AfterValidator(values.broker_url)] = SecretStr("")
@@ -62,11 +62,11 @@ class Broker(_Section):
 class RabbitMQ(_Section):
     """Where RabbitMQ is. Both URLs may hold a password; an empty `url` is the embedded broker.
 
-    Each may name several nodes of a cluster, as HOST:PORT with commas between: one that fails is
-    followed by the next.
+    Each may name several nodes of a cluster, as HOST:PORT with commas between: after a node that
+    fails the next is tried.
 
-    The files are PEM: the authority that is trusted in place of the system's, and a certificate of
-    our own with its key.
+    The files are PEM: the authority that is trusted instead of the system's, and the daemon's own
+    certificate with its key.
     """
 
     url: Annotated[SecretStr, AfterValidator(values.amqp_url)] = SecretStr("")
@@ -102,10 +102,11 @@ def _node_name(value: str) -> str:
 
 
 class Node(_Section):
-    """What this daemon is among those at work on one database.
+    """The daemon as a node among those at work on one database.
 
-    An empty `name` is the host's; `weight` is its share beside the others'. A `standby` only waits
-    until no other is at work. `address` is the URL of its API for nodes on other machines.
+    An empty `name` is the host's; `weight` is the node's share relative to the others'. A `standby`
+    only waits until no other node is at work. `address` is the URL of its API for nodes on other
+    machines.
     """
 
     name: Annotated[str, AfterValidator(_node_name)] = ""
@@ -115,9 +116,9 @@ class Node(_Section):
 
 
 class Server(_Section):
-    """Where the HTTP API listens on TCP; with both files it is HTTPS. Port 0 is any free one.
+    """Where the HTTP API listens on TCP; with both files it is HTTPS. Port 0 is any free port.
 
-    `public_url` is where browsers reach it, by a proxy perhaps, with the prefix of that.
+    `public_url` is where browsers reach it, perhaps through a proxy, with the proxy's prefix.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1, max_length=253)
@@ -137,10 +138,10 @@ class Server(_Section):
 
     @property
     def tls(self) -> tuple[Path, Path] | None:
-        """The files of the certificate (with what leads to its authority) and its key."""
+        """The files of the certificate (with its chain) and of its key."""
         if not self.tls_cert:
             return None
-        # A `~` stays where there is no home: then no such file is found, and that is said.
+        # Without a home a `~` stays: then no such file is found, which the error says.
         return Path(os.path.expanduser(self.tls_cert)), Path(os.path.expanduser(self.tls_key))  # noqa: PTH111
 
     @property
@@ -167,10 +168,10 @@ Rights: TypeAlias = Literal[
 
 
 class Security(_Section):
-    """Whose tokens are taken: our own, and those of a provider of identities.
+    """Which tokens are accepted: the daemon's own, and those of an identity provider.
 
-    Of the secrets of our own the first signs, all verify. The provider's keys are at `jwks_url`;
-    `jwks_ca_file` is the authority that is trusted there in place of the system's. `scopes` maps
+    Of the daemon's own secrets the first signs, all verify. The provider's keys are at `jwks_url`;
+    `jwks_ca_file` is the authority that is trusted there instead of the system's. `scopes` maps
     values of its tokens' `scope_claim` to rights here. Without a secret and a provider there are no
     tokens, and HTTP is on loopback only.
     """
@@ -193,7 +194,7 @@ class Security(_Section):
 
     @model_validator(mode="after")
     def _whose_tokens(self) -> Self:
-        """A provider has several services: a token for another one is not for this one."""
+        """Require issuer and audience: a provider's tokens for other services are not for this."""
         for key, value in (("issuer", self.issuer), ("audience", self.audience)):
             if self.jwks_url and not value:
                 raise PydanticCustomError(
@@ -227,10 +228,10 @@ class Security(_Section):
 
 
 class Oidc(_Section):
-    """How people log in to the page by the provider of `security.issuer`; empty: they don't.
+    """Login to the page through the provider of `security.issuer`; none without `client_id`.
 
-    `client_id` and `client_secret` are what this service is called there, `scopes` what is asked
-    for. A session lasts `session_seconds` at most, and no longer than the provider's token.
+    `client_id` and `client_secret` identify this service at the provider, `scopes` are those it
+    asks for. A session lasts `session_seconds` at most, and no longer than the provider's token.
     """
 
     client_id: Annotated[str, Field(max_length=500), AfterValidator(values.client_id)] = ""
@@ -268,11 +269,11 @@ class Queue(_Section):
 
 
 class Consumer(_Section):
-    """How deliveries are taken: what may be unsettled, a batch's size and its linger.
+    """How deliveries are consumed: how many may be unsettled, a batch's size and its linger.
 
     `prefetch` counts a tenant's messages, `prefetch_bytes` their bytes; `prefetch_bytes_total`
-    those of all tenants together. `stored_at_once` is how many full batches are stored at a time
-    while tenants compete, at least; 0 for no turns.
+    those of all tenants together. `stored_at_once` is the least number of full batches stored at a
+    time while tenants compete; 0 for no turns.
     """
 
     prefetch: int = Field(default=4000, ge=1, le=65535)
@@ -290,7 +291,7 @@ class Supervision(_Section):
 
 
 class Reconcile(_Section):
-    """How often what tenants should have is compared with what there is."""
+    """How often tenants' objects are compared with what they should be."""
 
     every_seconds: float = Field(default=60.0, ge=1, le=86400, allow_inf_nan=False)
 
@@ -310,7 +311,7 @@ class Isolation(_Section):
 class Tracing(_Section):
     """Where spans go, by OTLP over HTTP; without an `endpoint` there are none.
 
-    Of what nobody else has decided about, `sample_ratio` is recorded. `headers` go along with each
+    `sample_ratio` applies to traces without a caller's decision. `headers` go along with each
     request, as in name=value,other=value.
     """
 
@@ -365,7 +366,7 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _socket_fits(self) -> Self:
-        # One in `state_dir` may be longer: the daemon and its commands go there step by step.
+        # A path in `state_dir` may be longer: the daemon and its commands open its directory first.
         size = 0 if self.control.socket is None else len(os.fsencode(self.control.socket))
         if size > MAX_SOCKET_PATH:
             raise PydanticCustomError(
@@ -414,7 +415,7 @@ class Settings(_Section):
 
     @property
     def process_count(self) -> int:
-        """How many processes are to run; `auto` is one for each core that they may use."""
+        """How many processes are to run; `auto` means one for each usable core."""
         if self.processes == "auto":
             return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         return self.processes
@@ -426,7 +427,7 @@ class Settings(_Section):
 
     @property
     def broker_ca_file(self) -> str:
-        """The authority of the broker's certificate; empty: one that everybody trusts."""
+        """The authority of the broker's certificate; if empty, the system's are trusted."""
         return self.broker.ca_file or self.rabbitmq.ca_file
 
     @property
@@ -441,7 +442,7 @@ class Settings(_Section):
 
     @property
     def management_url(self) -> SecretStr | None:
-        """RabbitMQ's management API, with the AMQP user where it names none.
+        """The URL of RabbitMQ's management API, with the AMQP user if it names none.
 
         None with another broker.
         """

@@ -1,4 +1,4 @@
-"""What a value of a setting has to look like: each check gives the value back, or says why not."""
+"""Checks of settings' values: each returns the value, or raises an error that says why not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIN_SECRET: Final = 32
 
 
 def check_url(value: SecretStr, *schemes: str, host: bool, several: bool = False) -> SecretStr:
-    """Take a URL of one of some schemes, or none; `several` hosts may stand in it."""
+    """Take a URL of one of these schemes, or an empty one; with `several`, of several hosts."""
     text = value.get_secret_value()
     if not text:
         return value
@@ -77,7 +77,7 @@ def nameable_path(value: Path) -> Path:
 
 
 def one_or_several(value: object) -> object:
-    """Take a text as a list of one, and an empty one as none."""
+    """Turn a text into a list of one, and an empty text into an empty list."""
     if isinstance(value, str):
         return (value,) if value else ()
     return tuple(value) if isinstance(value, list) else value
@@ -110,7 +110,7 @@ def is_loopback(host: str) -> bool:
 
 
 def jwks_url(value: str) -> str:
-    """Take the address of what a provider of identities tells."""
+    """Take the URL of an identity provider's keys or of its issuer."""
     check_url(SecretStr(value), "https", "http", host=True)
     url = split(value)
     if url.scheme == "http" and not is_loopback(url.hostname or ""):
@@ -136,7 +136,7 @@ def public_url(value: str) -> str:
 
 
 def client_id(value: str) -> str:
-    """Take what a client is called at a provider."""
+    """Take a client's id at a provider."""
     if not (value.isascii() and value.isprintable()):
         raise PydanticCustomError("client", "holds a character that is none of a client's id")
     return value
@@ -151,7 +151,7 @@ def client_secret(value: SecretStr) -> SecretStr:
 
 
 def login_scopes(value: str) -> str:
-    """Take what is asked of a provider, with single spaces between."""
+    """Take the scopes to ask a provider for; return them with single spaces between."""
     words = value.split()
     if not all(re.fullmatch(r"[!#-\[\]-~]+", word, re.ASCII) for word in words):
         raise PydanticCustomError("scopes", "must be words with spaces between them")
@@ -161,7 +161,7 @@ def login_scopes(value: str) -> str:
 
 
 def collector_url(value: str) -> str:
-    """Take the address of what collects traces."""
+    """Take the address of a collector of traces."""
     check_url(SecretStr(value), "http", "https", host=True)
     if "@" in split(value).netloc:
         raise PydanticCustomError("url", "holds a user: what proves who sends is tracing.headers")
@@ -179,7 +179,7 @@ def header_list(value: SecretStr) -> SecretStr:
 
 
 def headers(text: str) -> Iterator[tuple[str, str]]:
-    """Read `name=value,other=value`; what would be misread stands in per cent and digits."""
+    """Read `name=value,other=value`; values may be percent-encoded."""
     for part in text.split(","):
         if part.strip():
             name, _, value = part.partition("=")
@@ -187,7 +187,7 @@ def headers(text: str) -> Iterator[tuple[str, str]]:
 
 
 def empty_is_none(value: object) -> object:
-    """Take an empty text as nothing."""
+    """Turn an empty text into None."""
     return None if value == "" else value
 
 
@@ -208,7 +208,7 @@ def topic(value: str) -> str:
 
 
 def handler(value: str) -> str:
-    """Take a function's name with its module's."""
+    """Take the name of a function, with its module's."""
     if not all(part.isidentifier() for name in value.split(":") for part in name.split(".")):
         raise PydanticCustomError("handler", 'must look like "package.module:function"')
     if value.count(":") != 1:
@@ -221,7 +221,7 @@ HandlerName: TypeAlias = Annotated[str, AfterValidator(handler)]
 
 
 def file(value: str) -> str:
-    """Take a file's name, with the home directory for `~`."""
+    """Take a file's name; replace `~` by the home directory."""
     return str(Path(value).expanduser()) if value else value
 
 

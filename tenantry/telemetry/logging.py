@@ -2,8 +2,8 @@
 
 On a terminal events are coloured text, elsewhere one JSON object a line. Nothing in a value can
 break a line or forge another, and secrets are masked in whatever shape they are logged. Times are
-UTC, RFC 3339. Lines that tenants' messages cause are bounded: whoever sends messages decides how
-many there are, and the log would be theirs to fill.
+UTC, RFC 3339. The number of lines that tenants' messages cause is bounded: otherwise a tenant could
+fill the log by sending messages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 Format = Literal["auto", "console", "json"]
 
-# Libraries that tell in detail what the adapters already report in one line.
+# Libraries that log in detail what the adapters already report in one line.
 _QUIET: Final = {
     "asyncio": logging.WARNING,
     "filelock": logging.WARNING,
@@ -63,7 +63,7 @@ LINES: Final = 60
 WINDOW: Final = 60.0
 
 _MANY: Final = 1000
-"""Tenants of which something is known before those without a line of late are forgotten."""
+"""Tenants remembered before those without a recent line are forgotten."""
 
 
 def configure(
@@ -73,7 +73,7 @@ def configure(
 ) -> None:
     """Route every log event of the process to `stream` (stderr), from `level` upwards.
 
-    May be called again; the last call holds. At `debug`, libraries speak from INFO upwards.
+    May be called again; the last call holds. At `debug`, libraries log from INFO upwards.
     """
     stream = stream or sys.stderr
     threshold = logging.getLevelNamesMapping()[level.upper()]
@@ -164,7 +164,7 @@ def mask_text(text: str) -> str:
 
 
 def mask(value: object, depth: int = 0) -> object:
-    """Give the value as plain data with its secrets masked; unknown objects by their repr."""
+    """Return the value as plain data with its secrets masked; unknown objects as their repr."""
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
@@ -193,17 +193,17 @@ def _is_secret(key: str, value: object) -> bool:
 
 
 class Sparing:
-    """Says of a kind of line whether another may be written. Callable from any thread."""
+    """Limits how often a kind of line is logged for each tenant. Callable from any thread."""
 
     def __init__(self, lines: int = LINES, *, now: Callable[[], float] = time.monotonic) -> None:
         self._lines = lines
         self._now = now
         self._lock = threading.Lock()
         self._known: dict[str, list[float]] = {}
-        """Since when lines are counted, how many it are, and how many were left out, by tenant."""
+        """By tenant: since when lines are counted, their number, and how many were left out."""
 
     def left_out(self, about: str) -> int | None:
-        """Give how many lines about somebody were left out before this one, None for this, too."""
+        """Return how many lines about a tenant were left out before; None to leave this one out."""
         now = self._now()
         with self._lock:
             known = self._known.get(about)

@@ -73,11 +73,11 @@ class SharedQueue(SpanProcessor):
             self._lost.add(Reason.QUEUE)
 
     def shutdown(self) -> None:
-        """Send what waits, and end."""
+        """Send the waiting spans, and end."""
         self._queue.shutdown()  # type: ignore[no-untyped-call]
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Send what waits."""
+        """Send the waiting spans."""
         return self._queue.force_flush(timeout_millis)
 
     def _left(self, spans: Sequence[ReadableSpan]) -> None:
