@@ -301,7 +301,7 @@ class Consumer(SupervisedActor):
             uncut = self._buffer.first_tag
             self._redo += self._settlement.done(done.batch, result, parts=parts, uncut=uncut)
             if self._pace is not None and done.batch.ticket is not None:
-                # These go into a new batch, which is counted again; unordered ones do not.
+                # These are cut into a new batch and count again; unordered held or left ones don't.
                 self._pace.gone(-len(result.left) - len(result.held))
         else:
             self._settlement.let_go(done.batch)

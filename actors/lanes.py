@@ -135,7 +135,7 @@ class Lanes:
         return cut
 
     def done(self, ticket: int, kept: Mapping[int, Pause | None]) -> None:
-        """Note that a batch is over; `kept` deliveries (by tag) return to the front, or pause."""
+        """Note that a batch is over; those `kept`, by tag, return to the front, and may pause."""
         for key in self._taken.pop(ticket, ()):
             lane = self._lanes[key]
             taken, lane.taken = lane.taken, []

@@ -300,7 +300,7 @@ class TenantRuntimeState:
 
         Once the system has settled in, a tenant has some seconds to come back, and is not waited
         for during provisioning. Before, a tenant in provisioning is one whose provisioning was cut
-        short by a restart, and is waited for.
+        short, and is waited for.
         """
         if self.consuming or (settled_in and now - self.waiting_since < GRACE):
             return False

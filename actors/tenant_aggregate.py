@@ -18,7 +18,7 @@ from tenantry.journal.tenants import load_tenant, snapshot_due, snapshot_of
 log = structlog.get_logger("actors.tenant")
 
 MOST_ATTEMPTS: Final = 3
-"""How often a command is decided anew when other writers keep appending first."""
+"""How often a command is decided at most, when other writers keep appending first."""
 
 
 class TenantAggregate:

@@ -127,7 +127,7 @@ class IsolationProver:
         )
 
     def _prepare(self, probes: Probes | None) -> bool:
-        """Remove what an earlier proof has left; return whether roles can be created."""
+        """Remove what an earlier proof has left; return whether the database may have roles."""
         try:
             if probes is not None:
                 probes.sweep()

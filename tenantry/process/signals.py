@@ -108,10 +108,10 @@ def _end_at_once() -> NoReturn:
 
 
 DRAIN_SECONDS: Final = 5.0
-"""Seconds to drain before a forced end; the broker redelivers unfinished messages."""
+"""Seconds to drain after a failure; the broker redelivers unfinished messages."""
 
 END_SECONDS: Final = 20.0
-"""Seconds for a whole forced end: the service manager waits to restart the process."""
+"""Seconds for the whole end after a failure: the service manager waits to restart the process."""
 
 
 def end_at_latest(seconds: float = END_SECONDS) -> None:

@@ -1,1 +1,1 @@
-"""Terms: which of several daemons on one database may act, and for how long."""
+"""Terms: which of several daemons on one database may act, and since when."""
