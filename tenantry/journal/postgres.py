@@ -139,7 +139,7 @@ class PostgresEventStore:
         """See `EventStore.read_all`."""
         if categories is None:
             found = self._read_on(after, limit)
-            # Positions are dense: a gap means archived events, which the journal records.
+            # Positions are dense: a gap means archived events, and the event about them follows.
             if found and found[0].position != max(0, after) + 1:
                 self._refuse_archived("archived", after=after)
                 # Not refused: the events were restored in between.

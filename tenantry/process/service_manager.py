@@ -69,10 +69,10 @@ a slow database may hold it up."""
 
 
 class Watchdog(PeriodicService):
-    """Beats as often as the manager wants; if something hangs it stops, and is restarted.
+    """Beats as often as the manager wants; if something hangs, the manager misses beats.
 
-    `liveness` returns why the process can't go on. `main` is the main thread's heartbeat: the main
-    thread watches all others, so the watchdog watches it.
+    The manager then restarts the daemon. `liveness` returns why the process can't go on. `main` is
+    the main thread's heartbeat: the main thread watches all others, so the watchdog watches it.
     """
 
     def __init__(
