@@ -24,6 +24,7 @@ import structlog
 from tenantry.actors.messages import ChildFailed, Execute, Ping, Ref
 from tenantry.control.port import ControlUnavailableError
 from tenantry.loops import Heartbeat
+from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("actors")
 
@@ -38,6 +39,16 @@ class EscalationError(Exception):
     """A child failed too often; its parent fails in its turn."""
 
 
+class NoThreadError(UnavailableError):
+    """The operating system lets this process start no more threads, and each actor needs one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"no more threads can be started ({threading.active_count()} run): raise the limit on "
+            "tasks (TasksMax of the service, pids.max, ulimit -u, kernel.pid_max), or add a node"
+        )
+
+
 class FencedError(Exception):
     """The actor was replaced while it was busy: it may take no further step."""
 
@@ -49,6 +60,22 @@ def tell(ref: Ref, message: object) -> bool:
     except pykka.ActorDeadError:
         return False
     return True
+
+
+def check_spare_threads(count: int) -> None:
+    """Start so many threads and end them. Raises `NoThreadError` where that is not possible."""
+    release, started = threading.Event(), list[threading.Thread]()
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=release.wait, name="spare", daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        raise NoThreadError from error
+    finally:
+        release.set()
+        for thread in started:
+            thread.join()
 
 
 def refuse(message: Execute, error: Exception) -> None:
@@ -99,6 +126,14 @@ class SupervisedActor(pykka.ThreadingActor):
         self.heartbeat.go_on(patience)
 
     # Pykka's hooks.
+
+    def _start_actor_loop(self) -> None:
+        """Start the actor's thread. Raises `NoThreadError`."""
+        try:
+            super()._start_actor_loop()
+        except RuntimeError as error:
+            pykka.ActorRegistry.unregister(self.actor_ref)
+            raise NoThreadError from error
 
     def on_start(self) -> None:
         """Name the thread, and bind its log lines, after the actor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Final
@@ -36,7 +37,13 @@ from tenantry.actors.messages import (
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.reconciler import Reconciler, existing_tenants
 from tenantry.actors.runtime_state import RuntimeState, TenantRuntimeState
-from tenantry.actors.supervision import SupervisedActor, refuse, tell
+from tenantry.actors.supervision import (
+    NoThreadError,
+    SupervisedActor,
+    check_spare_threads,
+    refuse,
+    tell,
+)
 from tenantry.actors.tenant import Tenant
 from tenantry.control.port import ControlUnavailableError, ElsewhereError, SystemState
 from tenantry.domain import names
@@ -50,6 +57,15 @@ RELEASE_SECONDS: Final = 10.0
 """Seconds a tenant may take to finish its deliveries before its hand-over to another node."""
 
 AUTOSCALER: Final = Metadata(actor="autoscaler")
+
+SPARE_THREADS: Final = 96
+"""Threads that must be startable before a tenant is started: all other parts need some, too."""
+
+CHECK_SPARE_EVERY: Final = 16
+"""The number of tenants started between two checks of that."""
+
+LONGEST_WAIT_FOR_THREADS: Final = 30.0
+"""Seconds between attempts to start a tenant when no more threads can be started."""
 
 STOP_TIMEOUT: Final = 3.0
 """Seconds that all tenants together have to stop, once they are drained."""
@@ -70,6 +86,9 @@ class Supervisor(SupervisedActor):
         self._restarts = Restarts()
         self._restarting: dict[str, str | None] = {}
         self._failures = 0
+        self._started = 0
+        self._without_thread: Counter[str] = Counter()
+        """By tenant, the failed attempts in a row to start it for want of threads."""
         self._drain: DrainAll | None = None
         self._undrained: set[str] = set()
         self._leaving: set[str] = set()
@@ -150,7 +169,7 @@ class Supervisor(SupervisedActor):
                     found = intact.get(state.tenant_id)
                     # If another writer has recorded events since the look, reconcile the tenant.
                     known = None if found is None or found.state != state else found
-                    self._start(state.tenant_id, intact=known)
+                    self._try_to_start(state.tenant_id, intact=known)
                 self.beat()
         except UnavailableError as error:
             self._failures += 1
@@ -164,10 +183,16 @@ class Supervisor(SupervisedActor):
 
     def _start_reconciler(self) -> None:
         if self._drain is None:
-            self._runtime.reconciler = Reconciler.start(
-                parent=self.actor_ref, ports=self._ports, runtime=self._runtime
-            )
-            tell(self._runtime.reconciler, Begin())
+            try:
+                reconciler = Reconciler.start(
+                    parent=self.actor_ref, ports=self._ports, runtime=self._runtime
+                )
+            except NoThreadError as error:
+                self._restart_reconciler(str(error))
+                self._look_done_without_reconciler()
+                return
+            self._runtime.reconciler = reconciler
+            tell(reconciler, Begin())
 
     def _drifted(self, message: Drifted) -> None:
         tenant_id = message.tenant_id
@@ -175,7 +200,10 @@ class Supervisor(SupervisedActor):
         idle = self._runtime.state is SystemState.RUNNING and tenant_id not in self._restarting
         if ref is None and message.leftover and idle:
             # An actor for a deleted tenant, for as long as it takes to remove its leftovers.
-            ref = self._start(tenant_id, fresh=True)
+            try:
+                ref = self._start(tenant_id, fresh=True)
+            except NoThreadError:  # the next look finds the leftovers again
+                self._runtime.forget(tenant_id)
         if ref is not None:
             tell(ref, message)
 
@@ -188,6 +216,9 @@ class Supervisor(SupervisedActor):
         in_order: bool = False,
         fresh: bool = False,
     ) -> Ref:
+        """Start a tenant's actor. Raises `NoThreadError`."""
+        if self._started % CHECK_SPARE_EVERY == 0:
+            check_spare_threads(SPARE_THREADS)
         # A new state each time: a replaced actor can only write to its old one.
         runtime = self._runtime.renew(tenant_id)
         runtime.stands_still = park
@@ -198,10 +229,32 @@ class Supervisor(SupervisedActor):
             runtime=runtime,
             fresh=fresh,
         )
+        self._started += 1
         runtime.ref = ref
         self._tenants[tenant_id] = ref
         tell(ref, Begin(park=park, intact=intact, in_order=in_order))
         return ref
+
+    def _try_to_start(
+        self,
+        tenant_id: str,
+        *,
+        park: str | None = None,
+        intact: Intact | None = None,
+        in_order: bool = False,
+    ) -> None:
+        """Start the actor of an existing tenant; for want of threads, try again later."""
+        try:
+            self._start(tenant_id, park=park, intact=intact, in_order=in_order)
+        except NoThreadError as error:
+            self._without_thread[tenant_id] += 1
+            delay = backoff(self._without_thread[tenant_id], LONGEST_WAIT_FOR_THREADS)
+            log.warning("tenant.not_started", tenant=tenant_id, error=str(error))
+            self._runtime.renew(tenant_id).stands_still = str(error)
+            self._restarting[tenant_id] = park
+            self._clock.tell_later(delay, self.actor_ref, RestartChild(name=tenant_id))
+        else:
+            self._without_thread.pop(tenant_id, None)
 
     def _route(self, message: Execute) -> None:
         tenant_id = message.command.tenant_id
@@ -230,7 +283,12 @@ class Supervisor(SupervisedActor):
                 problem = "must be 1 to 40 of a-z, 0-9 and hyphens, with no hyphen at either end"
                 refuse(message, InvalidCommandError("id", problem))
                 return
-            ref = self._start(tenant_id, fresh=True)
+            try:
+                ref = self._start(tenant_id, fresh=True)
+            except NoThreadError as error:
+                self._runtime.forget(tenant_id)
+                refuse(message, ControlUnavailableError(str(error)))
+                return
         if not tell(ref, message):
             refuse(message, restarting)
 
@@ -317,9 +375,16 @@ class Supervisor(SupervisedActor):
         if stuck:
             observer.actor_stuck("reconciler")
             self._runtime.departures.replace(child)
-            if self._runtime.state is SystemState.STARTING:
-                tell(self.actor_ref, FirstLookDone(intact={}))
+            self._look_done_without_reconciler()
         self._runtime.reconciler = None
+        self._restart_reconciler(error)
+
+    def _look_done_without_reconciler(self) -> None:
+        """Let the start go on, which waits for the reconciler's first look."""
+        if self._runtime.state is SystemState.STARTING:
+            tell(self.actor_ref, FirstLookDone(intact={}))
+
+    def _restart_reconciler(self, error: str) -> None:
         self._runtime.reconciler_restarts += 1
         delay = self._ports.reconcile_every
         log.error("reconciler.restarts", error=error, delay=delay)
@@ -329,7 +394,7 @@ class Supervisor(SupervisedActor):
         park = self._restarting.pop(tenant_id, None)
         owned = self._ports.ownership.owns(tenant_id) and tenant_id not in self._leaving
         if self._drain is None and owned and tenant_id not in self._tenants:
-            self._start(tenant_id, park=park)
+            self._try_to_start(tenant_id, park=park)
 
     # Between nodes.
 
@@ -341,7 +406,7 @@ class Supervisor(SupervisedActor):
         if in_order:
             for tenant_id in tenant_ids:
                 if tenant_id not in self._tenants:
-                    self._start(tenant_id, in_order=True)
+                    self._try_to_start(tenant_id, in_order=True)
             return
         self._unseen.update(tenant_ids)
         reconciler = self._runtime.reconciler
@@ -353,7 +418,7 @@ class Supervisor(SupervisedActor):
         for tenant_id in sorted(unseen):
             owned = self._ports.ownership.owns(tenant_id)
             if owned and tenant_id not in self._tenants and self._drain is None:
-                self._start(tenant_id, intact=intact.get(tenant_id))
+                self._try_to_start(tenant_id, intact=intact.get(tenant_id))
             self.beat()
 
     def _release(self, tenant_id: str) -> None:

@@ -7,7 +7,7 @@ after a fault the actor only has to begin again.
 from __future__ import annotations
 
 from functools import partial
-from typing import assert_never
+from typing import Final, assert_never
 
 import structlog
 
@@ -41,7 +41,7 @@ from tenantry.actors.pending_replies import Awaited, PendingReplies, claim
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioning_steps import ProvisioningSteps
 from tenantry.actors.runtime_state import TenantRuntimeState
-from tenantry.actors.supervision import SupervisedActor, refuse, tell
+from tenantry.actors.supervision import NoThreadError, SupervisedActor, refuse, tell
 from tenantry.actors.tenant_aggregate import TenantAggregate
 from tenantry.broker.port import Credentials
 from tenantry.control.port import CommandFailedError, ControlUnavailableError, ElsewhereError
@@ -64,6 +64,9 @@ from tenantry.domain.tenant import Lifecycle, TenantState
 from tenantry.unavailable import UnavailableError
 
 log = structlog.get_logger("actors.tenant")
+
+WAIT_FOR_THREADS: Final = 5.0
+"""Seconds between attempts to start a worker when no more threads can be started."""
 
 
 class Tenant(SupervisedActor):
@@ -126,7 +129,7 @@ class Tenant(SupervisedActor):
             case Execute():
                 self._execute(message)
             case WorkerWanted():
-                self._children.start_worker()
+                self._start_worker(message)
             case WorkerReleased(worker=worker):
                 self._children.stop_worker(worker)
             case ConsumerReady():
@@ -172,6 +175,14 @@ class Tenant(SupervisedActor):
         self._children.stop()
         self._runtime.ref = None
         self._replies.refuse_all()
+
+    def _start_worker(self, message: WorkerWanted) -> None:
+        try:
+            self._children.start_worker()
+        except NoThreadError as error:
+            # The consumer counts on this worker: the request stands until it can be met.
+            log.warning("worker.not_started", error=str(error))
+            self._clock.tell_later(WAIT_FOR_THREADS, self.actor_ref, message)
 
     # Commands.
 

@@ -8,9 +8,11 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NoReturn
 
+import pykka
 import pytest
+from structlog.testing import capture_logs
 
-from tenantry.actors import backoff, runtime_state
+from tenantry.actors import backoff, runtime_state, tenant
 from tenantry.actors.messages import DrainAll, Orphan
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import tell
@@ -33,6 +35,73 @@ def test_the_batch_of_a_crashed_worker_is_done_by_another(tree: Tree) -> None:
     tree.deliver("a", "1", "2")
     eventually(lambda: len(tree.subscription("a").acked) == 2)
     assert tree.stored("a") == {"1", "2"}
+
+
+@pytest.fixture
+def threads_run_out(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """While this is set, the operating system lets nobody start a thread."""
+    run_out = threading.Event()
+    start = threading.Thread.start
+
+    def start_if_allowed(thread: threading.Thread) -> None:
+        if run_out.is_set():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_if_allowed)
+    return run_out
+
+
+def test_a_tenant_that_no_thread_is_left_for_is_refused_and_the_others_go_on(
+    tree: Tree, threads_run_out: threading.Event
+) -> None:
+    tree.create("a")
+    tree.deliver("a", "1")
+    eventually(lambda: tree.stored("a") == {"1"})
+    actors = len(pykka.ActorRegistry.get_all())
+    threads_run_out.set()
+    with pytest.raises(ControlUnavailableError, match="no more threads can be started"):
+        tree.create("b")
+    assert len(pykka.ActorRegistry.get_all()) == actors
+    tree.deliver("a", "2")
+    eventually(lambda: tree.stored("a") == {"1", "2"})
+    threads_run_out.clear()
+    tree.create("b")
+    tree.deliver("b", "1")
+    eventually(lambda: tree.stored("b") == {"1"})
+    assert not tree.crashes
+
+
+def test_a_tenant_waits_for_a_thread_and_says_so(
+    tree: Tree, threads_run_out: threading.Event
+) -> None:
+    tree.create("a")
+    tree.create("b")
+    threads_run_out.set()
+    tell(tree.runtime.tenant("a").ref, "not a message of a tenant's")
+    runtime = eventually(lambda: (one := tree.control.runtime("a")) and one.parked and one)
+    assert "no more threads can be started" in str(runtime.parked)
+    assert not tree.crashes
+    threads_run_out.clear()
+    tree.deliver("b", "1")
+    eventually(lambda: tree.stored("b") == {"1"})
+    eventually(lambda: tree.runtime.tenant("a").consuming)
+    tree.deliver("a", "1")
+    eventually(lambda: tree.stored("a") == {"1"})
+
+
+def test_a_worker_waits_for_a_thread(
+    tree: Tree, threads_run_out: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenant, "WAIT_FOR_THREADS", 0.01)
+    tree.create("a")
+    threads_run_out.set()
+    with capture_logs() as logged:
+        tree.deliver("a", "1")
+        eventually(lambda: any(one["event"] == "worker.not_started" for one in logged))
+    threads_run_out.clear()
+    eventually(lambda: tree.stored("a") == {"1"})
+    assert tree.runtime.tenant("a").restarts == 0
 
 
 def test_a_command_that_comes_too_early_is_told_to_ask_again(tree: Tree) -> None:
