@@ -70,12 +70,14 @@ def check_spare_threads(count: int) -> None:
             thread = threading.Thread(target=release.wait, name="spare", daemon=True)
             thread.start()
             started.append(thread)
-    except RuntimeError as error:
-        raise NoThreadError from error
+    except RuntimeError:
+        pass
     finally:
         release.set()
         for thread in started:
             thread.join()
+    if len(started) < count:
+        raise NoThreadError
 
 
 def refuse(message: Execute, error: Exception) -> None:

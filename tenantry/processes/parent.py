@@ -25,7 +25,7 @@ from tenantry.front.messages import WorkWith
 from tenantry.front.process import Front
 from tenantry.http.listeners import ControlSocket, Relay, bind_tcp
 from tenantry.loops import Heartbeat
-from tenantry.process.family import DRAIN, Inherited
+from tenantry.process.family import DRAIN, STOP, Inherited
 from tenantry.process.reload import LiveSettings
 from tenantry.process.service_manager import Notifier, Report, Watchdog
 from tenantry.process.signals import Signals
@@ -230,7 +230,7 @@ class Parent:
             if DRAIN in said:
                 log.info("drain.asked_for", number=child.number)
                 self._tell_all(signal.SIGUSR2)
-            elif said:
+            if STOP in said:
                 self._signals.ask_to_stop()
 
     def _tell_all(self, number: int) -> None:
