@@ -15,8 +15,8 @@ from urllib.parse import unquote_to_bytes
 import orjson
 from starlette.requests import Request
 
-from tenantry.api.json_text import elements
 from tenantry.api.schemas.common import MAX_LIST
+from tenantry.exact import elements
 from tenantry.http.problems import Problem, invalid
 from tenantry.messages import cloudevents, validation
 from tenantry.messages.cloudevents import Attributes, InvalidEventError

@@ -98,27 +98,18 @@ _WHOSE: Final[LiteralString] = """
 
 # Tenants without rows are excluded by the counters, without reading a partition. The index gives
 # tenants in the order of their ids' bytes; the counters' column sorts differently.
-WITH_MESSAGES: Final = b"""
+_WITH_MESSAGES: Final = b"""
 SELECT coalesce(string_agg(id, ','), '')
 FROM (
     SELECT t.id FROM tenantry.tenants AS t
     JOIN tenantry.tenant_counters AS c ON c.tenant_id = t.id COLLATE "default"
     LEFT JOIN tenantry.removals AS r ON r.tenant_id = t.id
-    WHERE t.id > $1 AND c.stored > c.removed + coalesce(r.by_age + r.by_rows, 0)
-    ORDER BY t.id LIMIT $2
+    WHERE %b AND c.stored > c.removed + coalesce(r.by_age + r.by_rows, 0)
+    ORDER BY t.id %b LIMIT $2
 ) AS found
 """
-
-WITH_MESSAGES_BACKWARDS: Final = b"""
-SELECT coalesce(string_agg(id, ','), '')
-FROM (
-    SELECT t.id FROM tenantry.tenants AS t
-    JOIN tenantry.tenant_counters AS c ON c.tenant_id = t.id COLLATE "default"
-    LEFT JOIN tenantry.removals AS r ON r.tenant_id = t.id
-    WHERE ($1 = '' OR t.id < $1) AND c.stored > c.removed + coalesce(r.by_age + r.by_rows, 0)
-    ORDER BY t.id DESC LIMIT $2
-) AS found
-"""
+WITH_MESSAGES: Final = _WITH_MESSAGES % (b"t.id > $1", b"ASC")
+WITH_MESSAGES_BACKWARDS: Final = _WITH_MESSAGES % (b"($1 = '' OR t.id < $1)", b"DESC")
 
 # Every row up to this position was removed, but until VACUUM the index leads to each of them.
 # Backward reads meet them on the very last page only. With a second bound there, the planner would

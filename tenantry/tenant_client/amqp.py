@@ -9,18 +9,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pika
 from pika import BasicProperties
+from pika.channel import Channel
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import PERSISTENT_DELIVERY_MODE, Basic
 
 from tenantry.broker.rabbitmq.connection import DrivenConnection, describe, secure
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
-
-if TYPE_CHECKING:
-    from pika.channel import Channel
 
 TIMEOUT: Final = 10.0
 """Seconds any single answer of the broker may take."""

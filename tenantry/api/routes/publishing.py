@@ -19,7 +19,6 @@ from starlette.responses import Response
 
 from tenantry.api import cloudevents, idempotency
 from tenantry.api.idempotency import IdempotencyKeys, Once
-from tenantry.api.json_text import members
 from tenantry.api.openapi import Routes
 from tenantry.api.publishing_rates import PublishingRates
 from tenantry.api.routing import FastRoute, Who, held_by_app, is_json
@@ -29,6 +28,7 @@ from tenantry.api.services import TenantLookup
 from tenantry.broker.port import BacklogFullError, MessagesRefusedError, Outgoing, Publishing
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
+from tenantry.exact import members
 from tenantry.http.auth import principal_of
 from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem, invalid

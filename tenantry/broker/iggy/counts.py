@@ -37,11 +37,8 @@ class StandingBooks:
         self._database = database
         self._errors = PortErrors(BrokerUnavailableError, BrokerError, where=database.where)
         self._sql = queries("iggy")
-        self._here = standing
-
-    def standing(self) -> Mapping[str, Standing]:
-        """Return the progress of the partitions consumed by this process, by queue."""
-        return self._here()
+        self.standing: Final = standing
+        """Gives the partitions that are consumed here and now, by queue."""
 
     def rejected(self) -> Rejected:
         """Count the dead letters, and list their offsets."""

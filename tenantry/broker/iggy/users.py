@@ -11,7 +11,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -52,11 +51,6 @@ class IggyUsers:
         self.sessions = sessions
         self._passwords = passwords
         self._installation = installation
-
-    @property
-    def iggy(self) -> ModuleType:
-        """The client library."""
-        return library()
 
     def ensure_stream(self, session: Session, tenant_id: str) -> StreamDetails:
         """Make the tenant's stream, if it is missing, with the mark of this installation."""
@@ -162,7 +156,7 @@ class IggyUsers:
             if user.permissions is not None and not _reads_right(reader, stream):
                 user = replace(user, permissions=OTHER)
             users[names.username(tenant_id)] = user
-            if reader is not None and reader.status == self.iggy.UserStatus.Active:
+            if reader is not None and reader.status == library().UserStatus.Active:
                 kind = UserKind.CONSUMER
                 users[names.username(tenant_id, kind)] = self._read(
                     tenant_id, reader, stream, known, named, kind=kind
@@ -195,7 +189,7 @@ class IggyUsers:
         if former is not None and known.get(_made(former)) == password.value:
             self._retire(session, name)
             session.call(
-                lambda client: client.update_user(aside, name, self.iggy.UserStatus.Active)
+                lambda client: client.update_user(aside, name, library().UserStatus.Active)
             )
             self._let(session, former, rights)
             return
@@ -240,7 +234,7 @@ class IggyUsers:
         active: bool = True,
     ) -> UserInfoDetails:
         """Make a user; without a given password it has an unknown one."""
-        status = self.iggy.UserStatus.Active if active else self.iggy.UserStatus.Inactive
+        status = library().UserStatus.Active if active else library().UserStatus.Inactive
         secret = password or secrets.token_urlsafe(32)
         try:
             return session.call(lambda client: client.create_user(name, secret, status, rights))
@@ -253,9 +247,9 @@ class IggyUsers:
         """Give a user its rights, and enable it."""
         if user.permissions != rights:
             session.call(lambda client: client.update_permissions(user.id, rights))
-        if user.status != self.iggy.UserStatus.Active:
+        if user.status != library().UserStatus.Active:
             session.call(
-                lambda client: client.update_user(user.id, status=self.iggy.UserStatus.Active)
+                lambda client: client.update_user(user.id, status=library().UserStatus.Active)
             )
 
     def _find(self, session: Session, name: str) -> UserInfoDetails | None:
@@ -274,7 +268,7 @@ class IggyUsers:
         found = self._find(session, name)
         if found is None:
             return
-        never_in = found.permissions is None and found.status != self.iggy.UserStatus.Active
+        never_in = found.permissions is None and found.status != library().UserStatus.Active
         try:
             if never_in:
                 session.call(lambda client: client.delete_user(found.id))
@@ -283,7 +277,7 @@ class IggyUsers:
             started = session.call(lambda client: client.get_stats()).start_time
             session.call(
                 lambda client: client.update_user(
-                    found.id, retired_name(started, found.id), self.iggy.UserStatus.Inactive
+                    found.id, retired_name(started, found.id), library().UserStatus.Inactive
                 )
             )
         except MissingError:
@@ -349,9 +343,9 @@ class IggyUsers:
 
     def _tags(self, found: UserInfoDetails) -> frozenset[str]:
         given = found.permissions
-        every = self.iggy.GlobalPermissions()
+        every = library().GlobalPermissions()
         tags = {"powerful"} if given is not None and given.global_permissions != every else set()
-        known = given is not None and found.status != self.iggy.UserStatus.Active
+        known = given is not None and found.status != library().UserStatus.Active
         return frozenset(tags | ({"inactive"} if known else set()))
 
     def _refusal(self, tenant_id: str, whose: str) -> str:

@@ -6,11 +6,12 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 import pika
 import structlog
 from pika.adapters.select_connection import IOLoop
+from pika.channel import Channel
 from pika.exceptions import AMQPError, AMQPHeartbeatTimeout, ChannelClosedByBroker
 
 from tenantry.broker.adapter import UNFENCED, TermFence
@@ -21,9 +22,6 @@ from tenantry.broker.rabbitmq.term_fence import client_properties
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls, causes_of
 from tenantry.broker.rabbitmq.tls import problem as tls_problem
 from tenantry.urls import Alternatives, alternatives
-
-if TYPE_CHECKING:
-    from pika.channel import Channel
 
 log = structlog.get_logger(__name__)
 

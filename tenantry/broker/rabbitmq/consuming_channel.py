@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
+from pika.channel import Channel
 from pika.exceptions import ChannelWrongStateError
 
 from tenantry import failpoints
@@ -21,9 +22,6 @@ from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
 from tenantry.broker.rabbitmq.connection import acks_settle_in, passed_by
 from tenantry.broker.rabbitmq.pika_internals import close_with_consumers
 from tenantry.broker.rabbitmq.reading import ReadingConnection, Receiver
-
-if TYPE_CHECKING:
-    from pika.channel import Channel
 
 log = structlog.get_logger(__name__)
 

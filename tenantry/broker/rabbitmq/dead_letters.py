@@ -14,9 +14,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
+import pika
 import structlog
+from pika.channel import Channel
+from pika.frame import Method
 
 from tenantry.broker import topology as layout
 from tenantry.broker.adapter import UNFENCED, TermFence
@@ -39,11 +42,6 @@ from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.wire import BROKERS_HEADERS
 from tenantry.domain import names
 from tenantry.messages.port import Incoming
-
-if TYPE_CHECKING:
-    import pika
-    from pika.channel import Channel
-    from pika.frame import Method
 
 log = structlog.get_logger(__name__)
 

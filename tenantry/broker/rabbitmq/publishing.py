@@ -8,10 +8,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import structlog
+from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
+from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
 from tenantry.broker.adapter import UNFENCED, TermFence
@@ -30,10 +32,6 @@ from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
 from tenantry.broker.rabbitmq.unconfirmed import Unconfirmed
 from tenantry.broker.rabbitmq.wire import UnencodableError, encode
 from tenantry.loops import Heartbeat
-
-if TYPE_CHECKING:
-    from pika.channel import Channel
-    from pika.frame import Method
 
 log = structlog.get_logger(__name__)
 
