@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
+from tenantry.page.asking import admitted, let_in
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import admitted, let_in
 
 _LONGEST_NUMBER: Final = 18
 

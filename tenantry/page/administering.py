@@ -13,9 +13,9 @@ from tenantry.domain.tenant import MAX_NAME, MAX_PARTITIONS, MIN_PARTITIONS
 from tenantry.domain.topics import topics_in
 from tenantry.http.problems import Problem
 from tenantry.page.actions import whole
+from tenantry.page.asking import Viewer, admitted, let_in
 from tenantry.page.credentials import with_password
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import Viewer, admitted, let_in
 
 _CREATE: Final = "POST /tenants"
 _DELETE: Final = "DELETE /tenants/{tenant_id}"

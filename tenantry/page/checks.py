@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
+from tenantry.page.asking import Viewer, admitted, let_in
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import Viewer, admitted, let_in
 
 MOST: Final = 10
 """Findings of each kind that the page lists."""

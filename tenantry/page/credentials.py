@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 
 from starlette.responses import Response
 
+from tenantry.page.asking import Viewer, admitted, let_in
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import Viewer, admitted, let_in
 
 _ROTATE: Final = "POST /tenants/{tenant_id}/credentials/rotate"
 

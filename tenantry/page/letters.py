@@ -14,9 +14,9 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
+from tenantry.page.asking import Viewer, let_in, viewer_of
 from tenantry.page.pages import Pages, Visit
 from tenantry.page.tenants import in_utc
-from tenantry.page.viewing import Viewer, let_in, viewer_of
 
 ROWS: Final = 50
 """Dead letters on a page."""

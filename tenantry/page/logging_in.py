@@ -22,8 +22,8 @@ from tenantry.http.oidc import CodeRefusedError, LoginError, Logins, ProviderAwa
 from tenantry.http.problems import RETRY_AFTER_SECONDS, Problem
 from tenantry.http.tokens import LEEWAY_SECONDS, BadTokenError, NoRightsError, TokenUnreadableError
 from tenantry.page import rendering, sessions
+from tenantry.page.asking import NotLetIn, let_in, let_in_or_ask_again
 from tenantry.page.pages import LOGGED_OUT, Pages, Visit
-from tenantry.page.viewing import NotLetIn, let_in, let_in_or_ask_again
 from tenantry.unavailable import UnavailableError
 
 LOGIN_SECONDS: Final = 600

@@ -11,8 +11,8 @@ import orjson
 from starlette.responses import Response
 
 from tenantry import exact
+from tenantry.page.asking import admitted, let_in, viewer_of
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import admitted, let_in, viewer_of
 
 ROWS: Final = 25
 """Messages on a page."""

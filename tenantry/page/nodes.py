@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from tenantry.page.actions import whole
+from tenantry.page.asking import Viewer, let_in
 from tenantry.page.pages import Pages, Visit
 from tenantry.page.rendering import clipped, size
-from tenantry.page.viewing import Viewer, let_in
 
 NODES: Final = 80
 """Nodes on a page."""

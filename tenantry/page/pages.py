@@ -19,8 +19,7 @@ from tenantry.http.auth import session_of
 from tenantry.http.oidc import LoginError, Logins
 from tenantry.http.problems import Problem
 from tenantry.page import rendering, sessions
-from tenantry.page.asking import Api, logins_of
-from tenantry.page.viewing import NotLetIn, Viewer
+from tenantry.page.asking import Api, NotLetIn, Viewer, logins_of
 
 MOST_FIELDS: Final = 1100
 

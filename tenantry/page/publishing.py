@@ -12,8 +12,8 @@ from starlette.responses import Response
 from tenantry import exact
 from tenantry.domain.names import DEFAULT_TOPIC
 from tenantry.http.problems import Problem
+from tenantry.page.asking import Viewer, let_in, with_tenant
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import Viewer, let_in, with_tenant
 
 _CALL: Final = "POST /tenants/{tenant_id}/messages"
 

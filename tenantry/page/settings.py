@@ -10,8 +10,8 @@ from starlette.responses import Response
 from tenantry.domain.limits import DAY, RANGES, SHOWN
 from tenantry.domain.topics import topics_in
 from tenantry.page.actions import whole
+from tenantry.page.asking import let_in, with_tenant
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import let_in, with_tenant
 
 _ADD_TOPICS: Final = "POST /tenants/{tenant_id}/topics"
 _SET_LIMITS: Final = "PUT /tenants/{tenant_id}/limits"

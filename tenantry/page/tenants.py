@@ -13,10 +13,9 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from tenantry.http.problems import Problem
-from tenantry.page.asking import Answer
+from tenantry.page.asking import Answer, Viewer, let_in
 from tenantry.page.pages import Pages, Visit
 from tenantry.page.rendering import UNKNOWN, clipped, number, rate
-from tenantry.page.viewing import Viewer, let_in
 
 EVENTS: Final = 50
 """Events on a page."""

@@ -10,9 +10,8 @@ from starlette.responses import Response
 
 from tenantry.http.problems import Problem
 from tenantry.page import rendering
-from tenantry.page.asking import Answer
+from tenantry.page.asking import Answer, Viewer, let_in, let_in_or_ask_again
 from tenantry.page.pages import Pages, Visit
-from tenantry.page.viewing import Viewer, let_in, let_in_or_ask_again
 
 ROWS: Final = 50
 """Tenants on a page."""

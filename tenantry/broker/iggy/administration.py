@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
 from tenantry.broker import topology as layout
 from tenantry.broker.iggy import wire
 from tenantry.broker.iggy.client import ExistsError, MissingError, RefusedError, Session, Sessions
-from tenantry.broker.iggy.counts import NONE, Rejected, Standing, StandingBooks
 from tenantry.broker.iggy.passwords import Passwords
 from tenantry.broker.iggy.topology import GROUP, Place, mark_topic, marked_by
 from tenantry.broker.iggy.users import IggyUsers
-from tenantry.broker.port import BrokerError, KeptLimits, QueueCounts, QueueSpec, TenantTopology
+from tenantry.broker.port import (
+    BrokerError,
+    BrokerUnavailableError,
+    KeptLimits,
+    QueueCounts,
+    QueueSpec,
+    TenantTopology,
+)
 from tenantry.broker.survey import Survey, User
+from tenantry.database.failures import PortErrors
 from tenantry.database.pool import Database
 from tenantry.domain import names
 from tenantry.domain.limits import Limits
+from tenantry.sql import queries
 
 if TYPE_CHECKING:
     from apache_iggy import Partition, Stream, StreamDetails
@@ -29,6 +38,65 @@ log = structlog.get_logger(__name__)
 
 COUNTED: Final = 60.0
 """Seconds for which a stream's counts hold, as long as nothing visible has changed."""
+
+
+class Standing(NamedTuple):
+    """The progress of a consumed partition: all below `floor` is settled, and `beyond` more."""
+
+    floor: int
+    beyond: int
+    unsettled: int
+
+
+class Rejected(NamedTuple):
+    """Dead letters: their number by tenant, and their offsets, by queue."""
+
+    counts: Mapping[str, int]
+    places: Mapping[str, Sequence[int]]
+
+
+NONE: Final = Rejected({}, {})
+
+
+class StandingBooks:
+    """Knowledge of messages and dead letters that the server does not have."""
+
+    def __init__(self, database: Database, standing: Callable[[], Mapping[str, Standing]]) -> None:
+        self._database = database
+        self._errors = PortErrors(BrokerUnavailableError, BrokerError, where=database.where)
+        self._sql = queries("iggy")
+        self.standing: Final = standing
+        """Gives the partitions that are consumed here and now, by queue."""
+
+    def rejected(self) -> Rejected:
+        """Count the dead letters, and list their offsets."""
+        places: defaultdict[str, list[int]] = defaultdict(list)
+        with self._errors, self._database.connection() as connection:
+            for tenant_id, topic, partition, offset in connection.execute(
+                self._sql["rejected_places"]
+            ):
+                places[QueueSpec.of(tenant_id, topic, partition).name].append(offset)
+            counts = dict(connection.execute(self._sql["count_rejected"]).fetchall())
+        return Rejected(counts, places)
+
+    def drop(self, tenant_id: str) -> int:
+        """Forget a tenant's dead letters and offsets; return how many dead letters there were."""
+        with self._errors, self._database.connection() as connection:
+            connection.execute(self._sql["drop_offsets"], {"tenant": tenant_id})
+            row = connection.execute(self._sql["drop_rejected"], {"tenant": tenant_id}).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def lying(
+        self, queue: str, rejected: Rejected, here: Standing | None, *, floor: int, end: int
+    ) -> int:
+        """Count the unsettled messages of a partition from `floor` up to, not including, `end`.
+
+        `here` is the partition's progress, if this process consumes it.
+        """
+        if here is not None:
+            return max(0, end - max(floor, here.floor) - here.beyond)
+        passed = sum(1 for offset in rejected.places.get(queue, ()) if floor <= offset < end)
+        return max(0, end - floor - passed)
 
 
 class IggyAdministration(IggyUsers):

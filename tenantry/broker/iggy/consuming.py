@@ -25,8 +25,8 @@ from tenantry.broker.adapter import UNFENCED, TermFence
 from tenantry.broker.budget import Budget
 from tenantry.broker.iggy import client as library
 from tenantry.broker.iggy import wire
+from tenantry.broker.iggy.administration import Standing
 from tenantry.broker.iggy.client import Access, MissingError, RefusedError
-from tenantry.broker.iggy.counts import Standing
 from tenantry.broker.iggy.dead_letters import DeadLetterWriter
 from tenantry.broker.iggy.link import Link
 from tenantry.broker.iggy.partition import Partition
