@@ -96,10 +96,7 @@ _LATER: Final[dict[type[Exception], tuple[str, str]]] = {
         "broker-unavailable",
         "the broker can't be reached now; try again with the same message ids",
     ),
-    UnavailableError: (
-        "database-unavailable",
-        "the database can't be reached now; try again",
-    ),
+    UnavailableError: ("database-unavailable", "the database can't be reached now; try again"),
 }
 """Code and detail of errors that may go away by themselves."""
 

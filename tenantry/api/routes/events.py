@@ -186,10 +186,7 @@ async def begin_part(services: Injected) -> Response:
 
 
 @routes(
-    "GET /events/parts/{part}/lines",
-    "Read a part of the journal",
-    Lines,
-    errors=(404, 410, 422),
+    "GET /events/parts/{part}/lines", "Read a part of the journal", Lines, errors=(404, 410, 422)
 )
 async def read_lines(
     services: Injected, part: Number, query: Annotated[LinesQuery, Query()]

@@ -261,6 +261,5 @@ async def _page_of_all(reading: MessageReading, request: Request, query: Message
         )
     more = None if end is None else cursors.seal(end.encode(), *bound)
     return json_response(
-        page_json(text, next_cursor=more, follow_cursor=None),
-        headers=link_header(request, more),
+        page_json(text, next_cursor=more, follow_cursor=None), headers=link_header(request, more)
     )

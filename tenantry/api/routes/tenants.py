@@ -412,10 +412,7 @@ def _past(services: Services, tenant_id: str, at: str, who: Principal) -> Tenant
         raise errors.archived(error, who) from error
     if state is None or own not in {None, state.incarnation}:
         raise Problem(
-            404,
-            "there was no such tenant then",
-            code="tenant-not-found",
-            title="No such tenant",
+            404, "there was no such tenant then", code="tenant-not-found", title="No such tenant"
         )
     return state
 

@@ -45,14 +45,7 @@ _TOPICS_ASKED: Final = (
 )
 
 Workers: TypeAlias = Annotated[
-    int,
-    Field(
-        ge=MIN_WORKERS,
-        le=MAX_WORKERS,
-        description=_WORKERS,
-        examples=[3],
-    ),
-    AS_WHOLE,
+    int, Field(ge=MIN_WORKERS, le=MAX_WORKERS, description=_WORKERS, examples=[3]), AS_WHOLE
 ]
 _TopicName: TypeAlias = Annotated[
     str, Field(json_schema_extra={"pattern": f"^{names.TOPIC.pattern}$"})
@@ -155,12 +148,7 @@ class TenantCreation(StrictInput):
     topics: Topics = []  # noqa: RUF012 - pydantic copies it
     partitions: Annotated[
         int,
-        Field(
-            ge=MIN_PARTITIONS,
-            le=MAX_PARTITIONS,
-            description="Queues a topic.",
-            examples=[1],
-        ),
+        Field(ge=MIN_PARTITIONS, le=MAX_PARTITIONS, description="Queues a topic.", examples=[1]),
         AS_WHOLE,
     ] = 1
 
@@ -227,9 +215,7 @@ class TopicSettings(Answer):
     name: str = Field(examples=["orders"])
     partitions: int = Field(description="Its queues.", examples=[8])
     ordering: str = Field(
-        description=_ORDERING,
-        examples=["partition"],
-        json_schema_extra=values_of(Ordering),
+        description=_ORDERING, examples=["partition"], json_schema_extra=values_of(Ordering)
     )
 
 
@@ -307,7 +293,10 @@ class Tenant(Answer):
         trouble = None if runtime is None else runtime.trouble
         return cls.made_of(
             state,
-            **_names(state),
+            id=state.tenant_id,
+            state=state.lifecycle.value,
+            stream=names.exchange_name(state.tenant_id),
+            queue=names.queue_name(state.tenant_id),
             limits=TenantLimits.of(state.limits),
             topic_settings=[TopicSettings.made_of(one) for one in state.settings()],
             node=None if owned is None else owned.node,
@@ -322,29 +311,7 @@ class Tenant(Answer):
     @classmethod
     def past(cls, state: TenantState) -> Self:
         """Describe a tenant as it was; what was running then is not known."""
-        return cls.made_of(
-            state,
-            **_names(state),
-            limits=TenantLimits.of(state.limits),
-            topic_settings=[TopicSettings.made_of(one) for one in state.settings()],
-            node=None,
-            epoch=None,
-            workers_current=None,
-            messages_pending=None,
-            rate=None,
-            dead_lettered=None,
-            trouble=None,
-        )
-
-
-def _names(state: TenantState) -> dict[str, str]:
-    """Return the fields with another name in a tenant's state, or that follow from its id."""
-    return {
-        "id": state.tenant_id,
-        "state": state.lifecycle.value,
-        "stream": names.exchange_name(state.tenant_id),
-        "queue": names.queue_name(state.tenant_id),
-    }
+        return cls.of(state, None, known=False)
 
 
 class AccessData(Answer):
