@@ -13,7 +13,7 @@ import structlog
 
 from tenantry.database.pool import Database
 from tenantry.nodes.membership import Watchers
-from tenantry.nodes.port import Introduction, Node
+from tenantry.nodes.port import Node
 from tenantry.nodes.postgres import PostgresNodes
 from tenantry.terms.lease import Term, time_since_boot
 from tenantry.terms.port import Holder, Standing
@@ -151,10 +151,6 @@ class Joining:
             claim=terms.claim(taken.number),
             watchers=self._watchers,
         )
-
-    def introduce(self, said: Introduction) -> None:
-        """Register the joined node."""
-        self._nodes.introduce(said)
 
 
 def _beat(standing: Standing) -> tuple[int, int]:
