@@ -31,17 +31,11 @@ from tenantry.actors.provisioner import Provisioner
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.tree import begin, drain_and_stop, report, start_actors
 from tenantry.actors.watch import Watch
-from tenantry.assembly.api import LeaderWork, open_leader_api, open_standby_api
-from tenantry.assembly.backends import (
-    PARTS_LOOK_EVERY,
-    SWEEP_EVERY,
-    Backends,
-    connect_backends,
-    store_patience,
-    sweep_attempts,
-)
+from tenantry.assembly.api import open_leader_api, open_standby_api
+from tenantry.assembly.backends import Backends, connect_backends, store_patience
 from tenantry.assembly.listeners import Listeners
 from tenantry.assembly.nodes import MovesJournal, introduction, make_membership
+from tenantry.assembly.schedules import begin_schedules
 from tenantry.assembly.standby import StandbyControl, Waiting, term_status
 from tenantry.broker.password_hashes import PostgresPasswordHashes
 from tenantry.control.port import SystemState
@@ -51,23 +45,13 @@ from tenantry.database.migrations import migrate, migrate_unless_led
 from tenantry.database.pool import Database
 from tenantry.database.server import Shares, take_share, warn
 from tenantry.dead_letters.keeper import DeadLetterKeeper
-from tenantry.dead_letters.telling import FLUSH_EVERY
 from tenantry.handlers.resolve import resolve
-from tenantry.isolation.sessions import LOOK_EVERY as SESSIONS_LOOK_EVERY
-from tenantry.journal.parts import PART_EVENTS
-from tenantry.journal.port import Metadata
 from tenantry.loops import Heartbeat
-from tenantry.messages.retention import EVERY as RETENTION_EVERY
 from tenantry.messages.retention import Retention
 from tenantry.messages.retention_postgres import PostgresMessageRemovals
-from tenantry.metrics.postgres import PostgresStatistics
 from tenantry.metrics.recorder import Recorder
-from tenantry.metrics.refusals import EVERY as REFUSALS_EVERY
-from tenantry.metrics.statistics import LOOK_EVERY as STATISTICS_LOOK_EVERY
-from tenantry.metrics.statistics import StatisticsKeeper
 from tenantry.nodes.cluster import NodesFromOne
 from tenantry.nodes.joining import Joined, Joining
-from tenantry.nodes.membership import Membership
 from tenantry.nodes.postgres import PostgresNodes
 from tenantry.nodes.service import MembershipService
 from tenantry.process.family import Family, inherited
@@ -75,7 +59,7 @@ from tenantry.process.reload import LiveSettings
 from tenantry.process.service_manager import Notifier, Report, Watchdog
 from tenantry.process.signals import DRAIN_SECONDS, Signals, StopRequestedError, end_at_latest
 from tenantry.process.start_checks import allow_open_files, explained, export_of, make_state_dir
-from tenantry.process.threads import Schedules, Threads
+from tenantry.process.threads import Threads
 from tenantry.settings import Settings, SettingsError
 from tenantry.terms.keeper import Candidate, TermKeeper, holder_of
 from tenantry.terms.lease import LOOK_EVERY
@@ -398,50 +382,18 @@ class Daemon:
             mine=membership.owns,
         )
         self._threads.start("dead-letters", letters, vital=False)
-        self._schedule(stack, backends, work, membership, retention)
-        return supervisor
-
-    def _schedule(
-        self,
-        stack: ExitStack,
-        backends: Backends,
-        work: LeaderWork,
-        membership: Membership,
-        retention: Retention,
-    ) -> None:
-        """Start the periodic work of a running system."""
-        settings, runtime, stores = self._settings, self._runtime, backends.stores
-        schedules = Schedules(self._threads, stack, lambda: runtime.state is SystemState.RUNNING)
-        by = Metadata(actor="daemon")
-        audit = lambda go_on: work.auditor.audit_all(  # noqa: E731
-            stores.directory, mine=membership.owns, go_on=go_on
-        )
-        prove = lambda go_on: (  # noqa: E731 - of all tenants at once, on one node
-            work.prover.prove(metadata=by, go_on=go_on) if membership.is_first() else None
-        )
-        keeper = StatisticsKeeper(
-            PostgresStatistics(stores.database),
-            tenants=runtime.snapshots,
+        begin_schedules(
+            self._threads,
+            stack,
+            settings,
+            backends,
+            work=work,
+            membership=membership,
+            retention=retention,
+            runtime=runtime,
             recorder=self._recorder,
         )
-        runtime.latency = keeper.latency_p99
-        sessions, letters = backends.tenants_sessions, stores.dead_letter_events
-        schedules.every(settings.audit.every_seconds, "audit", audit)
-        schedules.every(settings.isolation.verify_every_seconds, "isolation", prove)
-        schedules.every(SESSIONS_LOOK_EVERY, "tenants-sessions", lambda _: sessions.turn())
-        schedules.every(RETENTION_EVERY, "retention", retention.turn)
-        stack.callback(retention.stop)
-        # Periodic notes are written a last time when all is drained.
-        schedules.at_last("statistics", keeper.end)
-        schedules.every(STATISTICS_LOOK_EVERY, "statistics", keeper.turn)
-        schedules.at_last("refusals", work.refusals.turn)
-        schedules.every(REFUSALS_EVERY, "refusals", lambda _: work.refusals.turn())
-        schedules.at_last("dead-letter-events", letters.flush)
-        schedules.every(FLUSH_EVERY, "dead-letter-events", lambda _: letters.flush())
-        schedules.every(
-            PARTS_LOOK_EVERY, "journal-parts", lambda _: stores.parts.begin(PART_EVENTS)
-        )
-        schedules.every(SWEEP_EVERY, "attempts", lambda _: sweep_attempts(backends.handling))
+        return supervisor
 
     # Running.
 

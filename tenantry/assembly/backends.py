@@ -91,12 +91,6 @@ class Stores:
 
 log: Final = structlog.get_logger("daemon")
 
-PARTS_LOOK_EVERY: Final = 60.0
-"""Seconds between looks at whether the journal's open part has become too large or too old."""
-
-SWEEP_EVERY: Final = 3600.0
-"""Seconds between sweeps of records of attempts at messages that come no more."""
-
 KEPT_FREE: Final = 5
 """One in this many of the pool's connections is kept from storing, for the journal and the API."""
 
@@ -249,12 +243,6 @@ def _with_handlers(
     store.sweep()
     log.info("handlers.ready", topics=sorted(handlers), timeout_seconds=seconds)
     return store
-
-
-def sweep_attempts(store: MessageStore) -> None:
-    """Forget attempts at messages that have not come for days; only handlers leave any."""
-    if isinstance(store, HandlingStore):
-        store.sweep()
 
 
 def abandoned(store: MessageStore) -> int:
