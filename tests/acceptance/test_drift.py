@@ -239,9 +239,7 @@ def test_what_drifted_while_the_daemon_was_down_is_repaired_and_recorded_at_its_
     eventually(lambda: running.runtime(tenant)["stored"] == 1, what="the row")
 
 
-def test_what_is_left_of_a_deleted_tenant_is_removed_and_a_strangers_is_not(
-    often: Program,
-) -> None:
+def test_what_is_left_of_a_deleted_tenant_is_removed_and_a_strangers_is_not(often: Program) -> None:
     tenant = often.create()
     assert often.call("DELETE", f"/tenants/{tenant.id}").status_code == 204
     stranger = often.name("stranger")

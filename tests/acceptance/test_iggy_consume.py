@@ -150,9 +150,7 @@ def repairs(program: Program, tenant_id: str) -> list[object]:
     return [one["data"] for one in listed if one["type"] == "DriftRepaired"]
 
 
-def test_a_holder_of_a_consumers_credentials_costs_the_daemon_no_message(
-    program: Program,
-) -> None:
+def test_a_holder_of_a_consumers_credentials_costs_the_daemon_no_message(program: Program) -> None:
     tenant, other = program.create(topics=["events"]), program.create("other", topics=["events"])
     answer = program.call("POST", f"/tenants/{tenant.id}/consumer-access")
     holder = Session(Access.of(answer.json()["credentials"]["iggy_url"]))

@@ -272,9 +272,7 @@ def test_a_tenants_token_gets_through_the_wrong_node_what_it_gets_through_the_ri
     assert paused["actor"] == next(one for one in last if one["type"] == "TenantPaused")["actor"]
 
 
-def test_a_stream_through_the_wrong_node_goes_on_where_a_page_of_the_other_ends(
-    pair: Pair,
-) -> None:
+def test_a_stream_through_the_wrong_node_goes_on_where_a_page_of_the_other_ends(pair: Pair) -> None:
     made = pair.make("followed", "two")
     token = pair.token("--tenant", made["id"])
     messages = f"/tenants/{made['id']}/messages"

@@ -13,9 +13,7 @@ from tests.acceptance.test_metrics import publish
 from tests.waiting import eventually
 
 
-def test_a_tenant_reads_its_rows_with_sql_until_it_is_revoked_or_deleted(
-    shared: Program,
-) -> None:
+def test_a_tenant_reads_its_rows_with_sql_until_it_is_revoked_or_deleted(shared: Program) -> None:
     tenant, other = shared.create(), shared.create("other")
     for one in (tenant, other):
         publish(one, "1", "2")

@@ -33,9 +33,9 @@ from tenantry.metrics.page import MetricsPage
 from tenantry.metrics.statistics import Statistics
 from tenantry.page.serving import PAGE
 from tests import scratch
+from tests.api.cluster import FakeCluster
 from tests.api.fakes import (
     FakeAccounts,
-    FakeCluster,
     FakeControl,
     FakeDeadLetters,
     FakeMessages,

@@ -23,7 +23,8 @@ from tenantry.isolation.prover import IsolationProver
 from tenantry.messages.reader import PostgresPageReader
 from tenantry.metrics.postgres import PostgresStatistics
 from tenantry.metrics.statistics import Statistics
-from tests.api.fakes import FakeCluster, FakeQueues
+from tests.api.cluster import FakeCluster
+from tests.api.fakes import FakeQueues
 from tests.api.serving import Served, World, serving
 from tests.waiting import DEADLINE
 

@@ -39,9 +39,7 @@ def test_dead_letters_are_listed_with_why_and_their_bytes(api: Served) -> None:
     assert (second["id"], second["message_id"]) == (str(ids[1]), None)
 
 
-def test_a_dead_letter_of_a_partition_in_order_is_marked_and_so_is_its_replay(
-    api: Served,
-) -> None:
+def test_a_dead_letter_of_a_partition_in_order_is_marked_and_so_is_its_replay(api: Served) -> None:
     orders = {"topics": [{"name": "orders", "ordering": "partition"}]}
     api.control.post("/tenants/acme/topics", json=orders)
     reject(api.world, message("1", topic="orders", partition=0), message("2"))

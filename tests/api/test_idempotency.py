@@ -85,9 +85,7 @@ def _begin(api: Served, tenant_id: str, causation_id: str) -> None:
     )
 
 
-def test_a_creation_that_is_under_way_asks_for_patience_and_one_undone_is_made(
-    api: Served,
-) -> None:
+def test_a_creation_that_is_under_way_asks_for_patience_and_one_undone_is_made(api: Served) -> None:
     body = {"name": "Acme", "id": "acme"}
     create(api, body, "k")
     cause = api.world.journal.read_stream("tenant-acme")[0].metadata.causation_id

@@ -24,7 +24,7 @@ from tenantry.http.server import ApiServer
 from tenantry.http.tokens import Tokens
 from tenantry.nodes.joining import this_machine
 from tenantry.nodes.port import Introduction, NodeState, Owned
-from tests.api.fakes import FakeCluster
+from tests.api.cluster import FakeCluster
 from tests.api.serving import SECRET, Served, World, serving, short_directory
 from tests.waiting import DEADLINE
 

@@ -120,9 +120,7 @@ def test_who_has_shown_no_token_sends_little(api: Served) -> None:
     assert (few.status_code, many.status_code) == (422, 413)
 
 
-def test_a_form_is_taken_by_the_name_it_was_sent_to_where_no_browser_says_more(
-    api: Served,
-) -> None:
+def test_a_form_is_taken_by_the_name_it_was_sent_to_where_no_browser_says_more(api: Served) -> None:
     answer = api.tcp.post("/ui/login", data={"token": token()}, headers={"Origin": api.url})
     assert answer.status_code == 303
     odd = {"Origin": api.url, "Content-Type": "text/plain"}

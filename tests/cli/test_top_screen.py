@@ -165,7 +165,7 @@ def test_keys_sort_filter_and_scroll() -> None:
 )  # fmt: skip
 def test_nothing_that_is_told_breaks_a_screen_of_any_size(
     width: int, height: int, texts_given: list[str], numbers: list[int], view: View,
-    ascii_only: bool,
+    ascii_only: bool
 ) -> None:  # fmt: skip
     node, other, why, stuck, trouble, late = texts_given
     pending, dead, limit, stored = numbers

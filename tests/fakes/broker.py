@@ -134,10 +134,7 @@ class MemoryBroker:
     # Administration.
 
     def check_owner(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """Raise `NotOursError` where the user's name is among `taken`."""
         with self._lock:
@@ -147,10 +144,7 @@ class MemoryBroker:
                 raise NotOursError(f"user {name!r} is another installation's", here=False)
 
     def claim(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """Remember a user that has no password yet."""
         with self._lock:
@@ -207,10 +201,7 @@ class MemoryBroker:
             self.users[names.username(tenant_id, kind)] = password
 
     def remove_user(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         """Forget the user."""
         with self._lock:

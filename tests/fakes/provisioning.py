@@ -45,19 +45,13 @@ class FakeAdministration:
         self.kept = frozenset(OF_THE_BROKER)
 
     def check_owner(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         if kind is UserKind.PRODUCER and tenant_id in self.taken:
             raise NotOursError(f"user of {tenant_id} is another's", here=self.taken[tenant_id])
 
     def claim(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         self._faults.reach("claim")
         if kind is UserKind.CONSUMER:
@@ -100,10 +94,7 @@ class FakeAdministration:
         self.users[tenant_id] = password
 
     def remove_user(
-        self,
-        tenant_id: str,
-        known: PasswordHash | None = None,
-        kind: UserKind = UserKind.PRODUCER,
+        self, tenant_id: str, known: PasswordHash | None = None, kind: UserKind = UserKind.PRODUCER
     ) -> None:
         if kind is UserKind.CONSUMER:
             self._faults.reach("remove_consumer")

@@ -55,10 +55,7 @@ class Proxy:
     """Listens on a port of its own and carries bytes to one address and back."""
 
     def __init__(
-        self,
-        target: Address,
-        *,
-        watch: Callable[[Link], tuple[Watch, Heard]] | None = None,
+        self, target: Address, *, watch: Callable[[Link], tuple[Watch, Heard]] | None = None
     ) -> None:
         self._target = target
         self._watch = watch

@@ -128,9 +128,7 @@ def test_a_tenant_that_is_not_there_is_made_and_keeps_its_producers_password(
         pass
 
 
-def test_consumers_share_a_topic_and_what_one_that_dies_had_goes_to_another(
-    api: BrokerApi,
-) -> None:
+def test_consumers_share_a_topic_and_what_one_that_dies_had_goes_to_another(api: BrokerApi) -> None:
     with following(api, options(tenants=1, consumers=2, follow=True)) as run:
         cut = threading.Thread(target=lambda: eventually(api.cut_connections))
         cut.start()

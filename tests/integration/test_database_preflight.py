@@ -138,9 +138,7 @@ def test_a_schema_of_somebody_who_could_hold_what_lies_in_it_is_refused(
             assert other in text
 
 
-def test_a_fence_that_somebody_has_made_in_the_meantime_is_refused(
-    empty_database_url: str,
-) -> None:
+def test_a_fence_that_somebody_has_made_in_the_meantime_is_refused(empty_database_url: str) -> None:
     with modest(empty_database_url) as (other, _):
         before_the_fence = [one for one in migrations() if one.number < FENCE]
         migrate(empty_database_url, known=before_the_fence)
@@ -153,9 +151,7 @@ def test_a_fence_that_somebody_has_made_in_the_meantime_is_refused(
             migrate(empty_database_url)
 
 
-def test_what_our_schema_has_in_the_fence_is_in_no_later_migrations_way(
-    database: Database,
-) -> None:
+def test_what_our_schema_has_in_the_fence_is_in_no_later_migrations_way(database: Database) -> None:
     after = Migration(number=migrations()[-1].number + 1, name="next", sql="SELECT 1")
     assert migrate(database, known=[*migrations(), after]) == [after]
 

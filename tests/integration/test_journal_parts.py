@@ -62,9 +62,7 @@ def test_what_is_archived_changes_no_tenant_and_no_later_event(journal: Journal)
     assert caught.value.actual == 3
 
 
-def test_a_read_model_that_lost_a_row_is_mended_where_events_are_archived(
-    journal: Journal,
-) -> None:
+def test_a_read_model_that_lost_a_row_is_mended_where_events_are_archived(journal: Journal) -> None:
     journal.live("a", 4)
     journal.parts.begin(1)
     journal.live("a", 6)
@@ -78,9 +76,7 @@ def test_a_read_model_that_lost_a_row_is_mended_where_events_are_archived(
     assert journal.directory.get("a") == load_tenant(journal.store, "a")
 
 
-def test_what_would_need_archived_events_is_refused_and_names_the_archive(
-    journal: Journal,
-) -> None:
+def test_what_would_need_archived_events_is_refused_and_names_the_archive(journal: Journal) -> None:
     journal.live("a", 4, 5)
     journal.store.append(
         names.dead_letter_journal_stream("a"), [dead("a")], expected=ANY, metadata=METADATA
@@ -319,9 +315,7 @@ def test_a_daemon_whose_term_is_over_archives_nothing(journal: Journal, database
     assert journal.rows() == before
 
 
-def test_a_state_that_a_newer_program_has_kept_is_not_taken_for_another(
-    journal: Journal,
-) -> None:
+def test_a_state_that_a_newer_program_has_kept_is_not_taken_for_another(journal: Journal) -> None:
     journal.live("a", 4)
     journal.parts.begin(1)
     journal.archive(1)

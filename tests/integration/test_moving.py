@@ -154,11 +154,7 @@ def test_a_dead_letter_whose_move_to_iggy_broke_off_is_there_once(
 
 @pytest.mark.parametrize("kind", ["postgres", "rabbitmq-classic"])
 def test_what_lies_on_iggy_goes_over_in_order_and_once(
-    database: Database,
-    iggy: str,
-    tenant: TenantTopology,
-    kind: str,
-    request: pytest.FixtureRequest,
+    database: Database, iggy: str, tenant: TenantTopology, kind: str, request: pytest.FixtureRequest
 ) -> None:
     services = map(request.getfixturevalue, brokers.KINDS[kind].services)
     sent = [b"%d" % n for n in range(1500)]

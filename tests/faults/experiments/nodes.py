@@ -190,12 +190,7 @@ class Storm:
             self.rig.figures.wrong.append(f"a node that was {how} ended with {code}")
 
     def took(
-        self,
-        kind: str,
-        victim: Member,
-        *,
-        promised: float = TAKEOVER,
-        began: float | None = None,
+        self, kind: str, victim: Member, *, promised: float = TAKEOVER, began: float | None = None
     ) -> None:
         began = time.monotonic() if began is None else began
         self.wait_without(victim)
