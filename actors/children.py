@@ -12,11 +12,11 @@ from tenantry.actors.backoff import Restarts
 from tenantry.actors.consumer import Consumer, prefetch_of
 from tenantry.actors.messages import Begin, Drain, Ref, Resubscribe, WorkerJoined, WorkerLost
 from tenantry.actors.ports import ActorPorts
-from tenantry.actors.provisioner import topology_of
 from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import EscalationError, heartbeat_of, tell
 from tenantry.actors.worker import ReusedIds, Worker
 from tenantry.broker.port import QueueSpec
+from tenantry.broker.topology import topology_of
 from tenantry.domain.tenant import TenantState
 from tenantry.messages.port import Counts
 

@@ -8,11 +8,11 @@ from typing import Final
 import structlog
 
 from tenantry.actors.ports import ActorPorts
-from tenantry.actors.provisioner import topology_of
 from tenantry.actors.provisioning_steps import ProvisioningSteps
 from tenantry.actors.tenant_aggregate import TenantAggregate
 from tenantry.broker.port import BrokerError
 from tenantry.broker.survey import Drift, DriftKind
+from tenantry.broker.topology import topology_of
 from tenantry.domain.commands import ConfirmRepaired
 from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import Lifecycle, TenantState

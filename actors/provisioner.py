@@ -14,8 +14,8 @@ from tenantry.broker.port import (
     Credentials,
     NotOursError,
     PasswordHashes,
-    TenantTopology,
 )
+from tenantry.broker.topology import topology_of
 from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import TenantState
 from tenantry.messages.port import ForeignRowsError, MessageStore, MessageStoreError, whose
@@ -178,15 +178,3 @@ class Provisioner:
             log.warning("tenant.undo_failed", error=str(error))
             return False
         return True
-
-
-def topology_of(state: TenantState) -> TenantTopology:
-    """Return the topology that a tenant needs on the broker."""
-    return TenantTopology(
-        tenant_id=state.tenant_id,
-        topics=state.topics,
-        partitions=state.partitions,
-        consumer_access=state.consumer_access,
-        topic_partitions=state.topic_partitions,
-        ordered=state.ordered,
-    )

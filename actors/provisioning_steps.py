@@ -10,9 +10,9 @@ from typing import Final
 import structlog
 
 from tenantry.actors.ports import ActorPorts
-from tenantry.actors.provisioner import topology_of
 from tenantry.actors.tenant_aggregate import TenantAggregate
 from tenantry.broker.port import BrokerError, Credentials, KeptLimits, NotOursError
+from tenantry.broker.topology import topology_of
 from tenantry.control.port import CommandFailedError
 from tenantry.domain.commands import (
     AbandonProvisioning,

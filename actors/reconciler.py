@@ -13,12 +13,12 @@ import structlog
 
 from tenantry.actors.messages import Begin, Drifted, FirstLookDone, Intact, Look, Ref, Reminder
 from tenantry.actors.ports import ActorPorts
-from tenantry.actors.provisioner import topology_of
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import SupervisedActor
 from tenantry.broker import drift
 from tenantry.broker.port import BrokerError
 from tenantry.broker.survey import Drift, DriftKind, Survey
+from tenantry.broker.topology import topology_of
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
 from tenantry.domain.tenant import Lifecycle, TenantState

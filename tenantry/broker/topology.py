@@ -11,6 +11,7 @@ from tenantry.broker.port import QueueCounts, QueueSpec, TenantTopology
 from tenantry.broker.survey import Permissions
 from tenantry.domain import names
 from tenantry.domain.names import UserKind
+from tenantry.domain.tenant import TenantState
 
 QueueType: TypeAlias = Literal["quorum", "classic"]
 
@@ -225,3 +226,15 @@ def _dead_letter_arguments(queue_type: QueueType) -> Mapping[str, str | int]:
         return {"x-queue-type": queue_type}
     # Browsing gives the dead letters back each time, which counts as a delivery.
     return {"x-queue-type": queue_type, "x-delivery-limit": UNLIMITED_DELIVERIES}
+
+
+def topology_of(state: TenantState) -> TenantTopology:
+    """Return the topology that a tenant of this state needs on the broker."""
+    return TenantTopology(
+        tenant_id=state.tenant_id,
+        topics=state.topics,
+        partitions=state.partitions,
+        consumer_access=state.consumer_access,
+        topic_partitions=state.topic_partitions,
+        ordered=state.ordered,
+    )

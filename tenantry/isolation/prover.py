@@ -14,6 +14,7 @@ import structlog
 
 from tenantry.broker.port import BrokerError, Probes, TenantTopology
 from tenantry.broker.rabbitmq.tls import SYSTEMS, Tls
+from tenantry.broker.topology import topology_of
 from tenantry.domain import names
 from tenantry.domain.events import IsolationVerified, IsolationViolated, SystemEvent
 from tenantry.domain.names import UserKind
@@ -87,14 +88,7 @@ class IsolationProver:
         while page := self.directory.page(after=after, limit=PAGE):
             for state in page:
                 if state.lifecycle in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
-                    yield TenantTopology(
-                        tenant_id=state.tenant_id,
-                        topics=state.topics,
-                        partitions=state.partitions,
-                        consumer_access=state.consumer_access,
-                        topic_partitions=state.topic_partitions,
-                        ordered=state.ordered,
-                    )
+                    yield topology_of(state)
             after = page[-1].tenant_id
 
     def _examine(
