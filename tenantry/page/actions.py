@@ -1,4 +1,7 @@
-"""The actions of the page's forms: each is one API call, made in the viewer's name."""
+"""The actions of the page's forms: each is one API call, made in the viewer's name.
+
+A password is shown only in the answer to the form that made it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,13 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from tenantry.page.asking import admitted, let_in
+from tenantry.page.asking import Viewer, admitted, let_in
 from tenantry.page.pages import Pages, Visit
 
 _LONGEST_NUMBER: Final = 18
+
+_ROTATE: Final = "POST /tenants/{tenant_id}/credentials/rotate"
+_CREDENTIALS: Final = "ui/tenants/{tenant_id}/credentials"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +66,7 @@ ACTIONS: Final[Mapping[str, Action]] = {
     ),
     "/ui/tenants/{tenant_id}/consumer-access/revoke": Action(
         call="DELETE /tenants/{tenant_id}/consumer-access",
-        to="ui/tenants/{tenant_id}/credentials",
+        to=_CREDENTIALS,
         title="Revoke the consumer access",
         done="The tenant has no consumer access.",
         warning="The broker user that reads the tenant's topics is deleted, with what waits for "
@@ -68,7 +74,7 @@ ACTIONS: Final[Mapping[str, Action]] = {
     ),
     "/ui/tenants/{tenant_id}/sql-access/revoke": Action(
         call="DELETE /tenants/{tenant_id}/sql-access",
-        to="ui/tenants/{tenant_id}/credentials",
+        to=_CREDENTIALS,
         title="Revoke the SQL access",
         done="The tenant has no SQL access.",
         warning="The sessions of the tenant's database role are ended, and the role is dropped.",
@@ -105,20 +111,23 @@ async def act(action: Action, visit: Visit) -> Response:
     """Do what a form asks for, after a confirmation where it has a warning, and redirect."""
     to = _filled(action.to, visit)
     if action.warning and visit.given.get("confirmed") != "yes":
-        viewer = await admitted(visit.api, action.call)
-        return visit.html(
-            "confirm.html",
-            viewer,
-            title=action.title,
-            subject=", ".join(visit.names.values()),
-            warning=action.warning,
-            back=to,
-            kept=visit.kept,
-        )
+        return _confirm(action, visit, await admitted(visit.api, action.call), visit.kept)
     method, _, template = action.call.partition(" ")
     answer = await visit.api.call(method, _filled(template, visit), body=action.body(visit.given))
     let_in(answer)
     return visit.lead_to_saying(to, action.done)
+
+
+def _confirm(action: Action, visit: Visit, viewer: Viewer, kept: Mapping[str, str]) -> Response:
+    return visit.html(
+        "confirm.html",
+        viewer,
+        title=action.title,
+        subject=", ".join(visit.names.values()),
+        warning=action.warning,
+        back=_filled(action.to, visit),
+        kept=kept,
+    )
 
 
 def _filled(template: str, visit: Visit) -> str:
@@ -129,3 +138,72 @@ def _filled(template: str, visit: Visit) -> str:
 
 for _path, _action in ACTIONS.items():
     pages[("POST", _path)] = partial(act, _action)
+
+
+GRANTS: Final[Mapping[str, Action]] = {
+    "/ui/tenants/{tenant_id}/rotate": Action(
+        call=_ROTATE,
+        to=_CREDENTIALS,
+        title="Rotate the credentials",
+        warning="The password of the broker user that publishes for the tenant is good no more, "
+        "and who publishes with it has to be given the new one, which is shown once.",
+        done="The credentials are rotated",
+    ),
+    "/ui/tenants/{tenant_id}/consumer-access": Action(
+        call="POST /tenants/{tenant_id}/consumer-access",
+        to=_CREDENTIALS,
+        title="Give consumer access",
+        warning="The tenant gets a broker user that reads copies of what is published from now "
+        "on, and nothing else. Of one that it has already the password is replaced. It is shown "
+        "once.",
+        done="The tenant has consumer access",
+    ),
+    "/ui/tenants/{tenant_id}/sql-access": Action(
+        call="POST /tenants/{tenant_id}/sql-access",
+        to=_CREDENTIALS,
+        title="Give SQL access",
+        warning="The tenant gets a database role that reads its own rows of messages, and nothing "
+        "else. Of one that it has already the password is replaced. It is shown once.",
+        done="The tenant has SQL access",
+    ),
+}
+"""The forms that make a password, by their paths."""
+
+
+@pages("GET /ui/tenants/{tenant_id}/credentials")
+async def show_credentials(visit: Visit) -> Response:
+    """Show what a tenant has credentials for, and offer the other grants."""
+    viewer = await admitted(visit.api, _ROTATE)
+    tenant = let_in(await visit.api.get(f"/tenants/{visit.names['tenant_id']}")).body
+    return visit.html("credentials.html", viewer, tenant=tenant, done=visit.done)
+
+
+async def _grant(grant: Action, visit: Visit) -> Response:
+    """Ask for confirmation; then make a password, and show it."""
+    tenant_id = visit.names["tenant_id"]
+    viewer = await admitted(visit.api, grant.call)
+    if visit.given.get("confirmed") != "yes":
+        return _confirm(grant, visit, viewer, {})
+    method, _, template = grant.call.partition(" ")
+    made = let_in(await visit.api.call(method, _filled(template, visit))).body
+    # A role's credentials are the answer itself, without its `tenant_id`; a broker user's are
+    # the part `credentials` of it.
+    found = made.get("credentials") or {name: made[name] for name in made if name != "tenant_id"}
+    return with_password(visit, viewer, grant.done, tenant_id, found)
+
+
+def with_password(
+    visit: Visit, viewer: Viewer, title: str, tenant_id: str, credentials: Mapping[str, Any]
+) -> Response:
+    """Show new credentials, this once; none if they were shown before."""
+    return visit.html(
+        "password.html",
+        viewer,
+        title=title,
+        tenant_id=tenant_id,
+        credentials=[(name, value) for name, value in credentials.items() if value is not None],
+    )
+
+
+for _path, _one in GRANTS.items():
+    pages["POST", _path] = partial(_grant, _one)

@@ -12,9 +12,8 @@ from starlette.responses import Response
 from tenantry.domain.tenant import MAX_NAME, MAX_PARTITIONS, MIN_PARTITIONS
 from tenantry.domain.topics import topics_in
 from tenantry.http.problems import Problem
-from tenantry.page.actions import whole
+from tenantry.page.actions import whole, with_password
 from tenantry.page.asking import Viewer, admitted, let_in
-from tenantry.page.credentials import with_password
 from tenantry.page.pages import Pages, Visit
 
 _CREATE: Final = "POST /tenants"

@@ -1,17 +1,24 @@
-"""A tenant's stored messages, for viewers who may see payloads."""
+"""A tenant's stored messages, and those that come, for viewers who may see payloads.
+
+A tenant may store thousands of large messages a second. Of these the page shows few of each second,
+the beginning of each, and how many it left out.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import orjson
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from tenantry import exact
-from tenantry.page.asking import admitted, let_in, viewer_of
+from tenantry.page import rendering
+from tenantry.page.asking import Api, admitted, let_in, viewer_of
 from tenantry.page.pages import Pages, Visit
 
 ROWS: Final = 25
@@ -26,6 +33,21 @@ SHOWN_OF_ONE: Final = 8192
 FEWER: Final = (ROWS, 5, 1)
 LARGEST: Final = 2 * 1024 * 1024
 """Bytes of an answer that are read: if messages are larger, fewer are asked for at a time."""
+
+EACH_SECOND: Final = 40
+"""Messages shown of one second."""
+
+LARGEST_EVENT: Final = 32 * 1024
+"""Bytes of the largest event that is parsed; that happens on the event loop all requests share."""
+
+_HELD: Final = 1024 * 1024
+_END: Final = b"\n\n"
+_HEARTBEAT: Final = b": still here\n\n"
+_HEADERS: Final[Mapping[str, str]] = {
+    **rendering.HEADERS,
+    "Content-Type": "text/event-stream",
+    "X-Accel-Buffering": "no",
+}
 
 pages: Final = Pages()
 
@@ -120,3 +142,97 @@ def text_of(message: Mapping[str, Any]) -> str:
     if message.get("body") is None:
         return exact.dumps(message.get("payload"))
     return base64.b64decode(message["body"]).decode(errors="replace")
+
+
+@pages("GET /ui/tail")
+async def follow_messages(visit: Visit) -> Response:
+    """Stream a tenant's messages to the page's script: from now on, or from its cursor."""
+    names = ("tenant_id", "topic", "cursor")
+    return _Tail(visit.api, {name: visit.given.get(name) or None for name in names})
+
+
+class _Tail(Response):
+    """An endless answer. An error of the API is passed on as its status, without a body."""
+
+    def __init__(self, api: Api, query: Mapping[str, str | None]) -> None:
+        super().__init__()
+        self._api = api
+        self._query = query
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        events, well = Events(), False
+
+        async def show(message: Message) -> None:
+            nonlocal well
+            if message["type"] == "http.response.start":
+                well = message["status"] == 200
+                headers = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                await send({**message, "headers": headers})
+                return
+            body = events.shown(message.get("body", b"")) if well else b""
+            more = message.get("more_body", False)
+            if body or not more:
+                await send({"type": message["type"], "body": body, "more_body": more})
+
+        await self._api.follow("/messages/stream", receive, show, **self._query)
+
+
+class Events:
+    """Turns the API's events into the page's, each of several messages.
+
+    A page's event has the API's `id`; its `data` is an object with `rows` and the count `left_out`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rest = b""
+        self._broken = False
+        self._second = 0
+        self._shown = 0
+
+    def shown(self, part: bytes) -> bytes:
+        """Return the page's bytes for the next part of the API's answer; they may be empty."""
+        *events, self._rest = (self._rest + part).split(_END)
+        left_out = 0
+        if self._broken and events:
+            del events[0]
+            self._broken, left_out = False, 1
+        if len(self._rest) > _HELD:
+            self._rest, self._broken = b"", True
+        messages = [one for one in events if b"\ndata: " in one]
+        few = self._few(messages)
+        left_out += len(messages) - len(few)
+        cursor = next((one for one in map(_cursor, reversed(events)) if one), b"")
+        if cursor or left_out:
+            data = orjson.dumps({"rows": [_row(one) for one in few], "left_out": left_out})
+            return b"id: %b\ndata: %b\n\n" % (cursor, data)
+        return _HEARTBEAT if events else b""
+
+    def _few(self, messages: Sequence[bytes]) -> Sequence[bytes]:
+        """Return the last messages, as many as may still be shown in this second."""
+        now = int(self._clock())
+        if now != self._second:
+            self._second, self._shown = now, 0
+        few = messages[max(0, len(messages) - (EACH_SECOND - self._shown)) :]
+        self._shown += len(few)
+        return few
+
+
+def _cursor(event: bytes) -> bytes:
+    found = (line.removeprefix(b"id: ") for line in event.split(b"\n") if line.startswith(b"id: "))
+    return next(found, b"")
+
+
+def _row(event: bytes) -> dict[str, str]:
+    """Write a message as texts, by the names of the cells in the page's table."""
+    if len(event) > LARGEST_EVENT:
+        return {"text": f"too large to be shown here: some {len(event):,} bytes"}
+    message: Any = exact.loads(event.partition(b"\ndata: ")[2].decode())
+    return {
+        "position": rendering.number(message["position"]),
+        "id": rendering.clipped(message["id"], 80),
+        "link": "message?" + urlencode({"id": message["id"]}),
+        "topic": f"{message['topic']} / {message['partition']}",
+        "time": rendering.moment(message["created_at"]),
+        "text": rendering.clipped(text_of(message), SHOWN),
+    }

@@ -12,14 +12,12 @@ from tenantry.page import (
     actions,
     administering,
     checks,
-    credentials,
     letters,
     logging_in,
     messages,
     nodes,
     publishing,
     settings,
-    tail,
     tenants,
     views,
 )
@@ -30,11 +28,9 @@ PAGES: Final[Mapping[tuple[str, str], Show]] = {
     **logging_in.pages,
     **tenants.pages,
     **messages.pages,
-    **tail.pages,
     **publishing.pages,
     **letters.pages,
     **settings.pages,
-    **credentials.pages,
     **checks.pages,
     **administering.pages,
     **nodes.pages,
@@ -43,11 +39,10 @@ PAGES: Final[Mapping[tuple[str, str], Show]] = {
 """All pages, by method and path."""
 
 FORMS: Final[Mapping[str, str]] = {
-    **{path: action.call for path, action in actions.ACTIONS.items()},
+    **{path: one.call for path, one in {**actions.ACTIONS, **actions.GRANTS}.items()},
     **letters.CALLS,
     **publishing.CALLS,
     **settings.CALLS,
-    **{path: grant.call for path, grant in credentials.GRANTS.items()},
     **checks.CALLS,
     **administering.CALLS,
 }

@@ -13,7 +13,7 @@ import pytest
 
 from tenantry.api.streams import Streams
 from tenantry.http.tokens import Scope
-from tenantry.page.tail import EACH_SECOND, LARGEST, Events
+from tenantry.page.messages import EACH_SECOND, LARGEST_EVENT, Events
 from tests.api.event_stream import EventStream
 from tests.api.page import Browser, Written, token
 from tests.api.serving import SECRET, Served, World, serving
@@ -193,7 +193,7 @@ def test_events_may_come_in_pieces() -> None:
 
 def test_of_a_large_message_its_size_is_told_and_of_one_beyond_bounds_that_it_was_there() -> None:
     events = Events()
-    _, texts, _ = told(events.shown(event(1, f'"{"x" * LARGEST}"')))
+    _, texts, _ = told(events.shown(event(1, f'"{"x" * LARGEST_EVENT}"')))
     assert "too large to be shown here" in texts[0]
     part = b"x" * 600_000
     assert events.shown(b"id: c2\ndata: " + part) == b""
