@@ -208,18 +208,14 @@ def _told() -> Iterator[None]:
     """Show why a login failed."""
     try:
         yield
-    except ProviderAwayError as error:
+    except (ProviderAwayError, TokenUnreadableError) as error:
         raise _not_logged_in(503, str(error)) from None
     except CodeRefusedError as error:
         raise _not_logged_in(400, f"{error}: begin again") from None
-    except LoginError as error:
+    except (LoginError, BadTokenError) as error:
         raise _not_logged_in(502, str(error)) from None
     except NoRightsError as error:
         raise _not_logged_in(403, str(error)) from None
-    except BadTokenError as error:
-        raise _not_logged_in(502, str(error)) from None
-    except TokenUnreadableError as error:
-        raise _not_logged_in(503, str(error)) from None
 
 
 def _declined(error: str) -> Problem:
