@@ -13,9 +13,12 @@ from tenantry.domain import names
 from tenantry.domain.commands import Command
 from tenantry.domain.tenant import Lifecycle, TenantState, decide, fold
 from tenantry.journal.port import JournalError, Metadata, VersionConflictError
-from tenantry.journal.tenants import load_tenant, snapshot_due, snapshot_of
+from tenantry.journal.tenants import load_tenant, snapshot_of
 
 log = structlog.get_logger("actors.tenant")
+
+SNAPSHOT_EVERY: Final = 100
+"""Events of a stream between two snapshots."""
 
 MOST_ATTEMPTS: Final = 3
 """How often a command is decided at most, when other writers keep appending first."""
@@ -123,3 +126,8 @@ class TenantAggregate:
         except JournalError as error:
             # Harmless: a snapshot only saves time, and the next one will do.
             log.warning("tenant.snapshot_failed", error=str(error))
+
+
+def snapshot_due(before: int, now: int) -> bool:
+    """Tell whether an append that led from one version to another calls for a snapshot."""
+    return now // SNAPSHOT_EVERY > before // SNAPSHOT_EVERY

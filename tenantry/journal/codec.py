@@ -8,7 +8,7 @@ versions; events in the journal never change.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import datetime
@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias, get_args, get_origin, get_type_hints
 from tenantry.domain.events import DeadLetterEvent, Event, PlacementEvent, SystemEvent, TenantEvent
 from tenantry.domain.limits import NO_LIMITS, Limits
 from tenantry.domain.tenant import Lifecycle, TenantState
-from tenantry.journal.port import JournalError, Metadata, UnknownEventError
+from tenantry.journal.port import JournalError, Metadata, RecordedEvent, UnknownEventError
 
 Data: TypeAlias = dict[str, Any]
 Upcaster: TypeAlias = Callable[[Data], Data]
@@ -179,6 +179,19 @@ class Codec:
 
 CODEC: Final = Codec()
 """The codec of this program's events."""
+
+
+def tenant_events(recorded: Iterable[RecordedEvent]) -> Iterator[tuple[TenantEvent, datetime]]:
+    """Give the events of a tenant's life with their times, as `fold` takes them.
+
+    Raises `JournalError` where there is another event among them.
+    """
+    for one in recorded:
+        if isinstance(one.event, DeadLetterEvent | PlacementEvent | SystemEvent):
+            raise JournalError(
+                f"{one.stream} holds an event of another kind at version {one.version}"
+            )
+        yield one.event, one.recorded_at
 
 
 def encode_metadata(metadata: Metadata) -> Data:

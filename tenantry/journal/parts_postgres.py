@@ -21,7 +21,14 @@ from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
 from tenantry.domain.events import EventsArchived, EventsRestored, SystemEvent
 from tenantry.domain.tenant import TenantState, fold
-from tenantry.journal.codec import CODEC, STATE_SCHEMA, decode_base, encode_metadata, encode_state
+from tenantry.journal.codec import (
+    CODEC,
+    STATE_SCHEMA,
+    decode_base,
+    encode_metadata,
+    encode_state,
+    tenant_events,
+)
 from tenantry.journal.parts import LINES, NoSuchPartError, Part, PartsError
 from tenantry.journal.port import (
     EventsArchivedError,
@@ -30,7 +37,7 @@ from tenantry.journal.port import (
     Metadata,
 )
 from tenantry.journal.postgres import journal_connection, journal_rows, recorded_event
-from tenantry.journal.tenants import TENANT_CATEGORY, tenant_events
+from tenantry.journal.tenants import TENANT_CATEGORY
 from tenantry.sql import queries
 
 LOOK_SECONDS: Final = 600.0

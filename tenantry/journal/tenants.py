@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from datetime import datetime
 from typing import Final
 
 from tenantry.domain import names
-from tenantry.domain.events import DeadLetterEvent, PlacementEvent, SystemEvent, TenantEvent
 from tenantry.domain.tenant import TenantState, fold
 from tenantry.journal.codec import (
     STATE_SCHEMA,
@@ -15,20 +12,12 @@ from tenantry.journal.codec import (
     decode_base,
     decode_state,
     encode_state,
+    tenant_events,
 )
-from tenantry.journal.port import (
-    EventsArchivedError,
-    EventStore,
-    JournalError,
-    RecordedEvent,
-    Snapshot,
-)
+from tenantry.journal.port import EventsArchivedError, EventStore, Snapshot
 
 TENANT_CATEGORY: Final = names.category(names.journal_stream("any"))
 """The category of the streams that hold tenants' lives."""
-
-SNAPSHOT_EVERY: Final = 100
-"""Events of a stream between two snapshots."""
 
 
 def load_tenant(store: EventStore, tenant_id: str) -> TenantState | None:
@@ -75,11 +64,6 @@ def snapshot_state(
     return state if state.version == snapshot.version else None
 
 
-def snapshot_due(before: int, now: int) -> bool:
-    """Tell whether an append that led from one version to another calls for a snapshot."""
-    return now // SNAPSHOT_EVERY > before // SNAPSHOT_EVERY
-
-
 def snapshot_of(state: TenantState) -> Snapshot:
     """Make a snapshot of a tenant's state."""
     return Snapshot(
@@ -88,16 +72,3 @@ def snapshot_of(state: TenantState) -> Snapshot:
         schema_version=STATE_SCHEMA,
         data=encode_state(state),
     )
-
-
-def tenant_events(recorded: Iterable[RecordedEvent]) -> Iterator[tuple[TenantEvent, datetime]]:
-    """Give the events of a tenant's life with their times, as `fold` takes them.
-
-    Raises `JournalError` where there is another event among them.
-    """
-    for one in recorded:
-        if isinstance(one.event, DeadLetterEvent | PlacementEvent | SystemEvent):
-            raise JournalError(
-                f"{one.stream} holds an event of another kind at version {one.version}"
-            )
-        yield one.event, one.recorded_at

@@ -29,6 +29,7 @@ from tenantry.journal.codec import (
     decode_base,
     decode_state,
     encode_state,
+    tenant_events,
 )
 from tenantry.journal.port import (
     EventsArchivedError,
@@ -38,7 +39,7 @@ from tenantry.journal.port import (
     RecordedEvent,
 )
 from tenantry.journal.postgres import journal_connection, journal_rows, recorded_event
-from tenantry.journal.tenants import TENANT_CATEGORY, base_state, snapshot_state, tenant_events
+from tenantry.journal.tenants import TENANT_CATEGORY, base_state, snapshot_state
 from tenantry.projections.port import Found
 from tenantry.sql import queries
 

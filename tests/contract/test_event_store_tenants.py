@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from tenantry.actors.tenant_aggregate import SNAPSHOT_EVERY, snapshot_due
 from tenantry.database.pool import Database
 from tenantry.domain import names
 from tenantry.domain.commands import (
@@ -21,15 +22,10 @@ from tenantry.domain.commands import (
 )
 from tenantry.domain.events import MessageDeadLettered
 from tenantry.domain.tenant import Lifecycle, TenantState, decide, fold
+from tenantry.journal.codec import tenant_events
 from tenantry.journal.port import ANY, EventStore, JournalError, Metadata
 from tenantry.journal.postgres import PostgresEventStore
-from tenantry.journal.tenants import (
-    SNAPSHOT_EVERY,
-    load_tenant,
-    snapshot_due,
-    snapshot_of,
-    tenant_events,
-)
+from tenantry.journal.tenants import load_tenant, snapshot_of
 from tenantry.projections.port import TenantDirectory
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
 from tests.fakes.stores import InMemoryEventStore, InMemoryTenantDirectory, InMemoryTenantProjection

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from tenantry.domain import names
 from tenantry.domain.events import Event
 from tenantry.domain.tenant import TenantState, fold
-from tenantry.journal.codec import CODEC, decode_metadata, encode_metadata
+from tenantry.journal.codec import CODEC, decode_metadata, encode_metadata, tenant_events
 from tenantry.journal.listener import AppendSignal
 from tenantry.journal.port import (
     EventsArchivedError,
@@ -23,7 +23,7 @@ from tenantry.journal.port import (
     Snapshot,
     VersionConflictError,
 )
-from tenantry.journal.tenants import TENANT_CATEGORY, snapshot_of, tenant_events
+from tenantry.journal.tenants import TENANT_CATEGORY, snapshot_of
 from tenantry.projections.port import Found
 from tenantry.projections.tenants import TenantsPast
 from tenantry.terms.port import Holder, Standing

@@ -26,6 +26,7 @@ from tenantry.domain import names
 from tenantry.domain.commands import Command, DomainError
 from tenantry.domain.events import Event, TenantPaused
 from tenantry.domain.tenant import TenantState, decide, fold
+from tenantry.journal.codec import tenant_events
 from tenantry.journal.port import (
     ANY,
     EventStore,
@@ -37,7 +38,7 @@ from tenantry.journal.port import (
     VersionConflictError,
 )
 from tenantry.journal.postgres import PostgresEventStore
-from tenantry.journal.tenants import load_tenant, tenant_events
+from tenantry.journal.tenants import load_tenant
 from tenantry.projections.port import TenantDirectory
 from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
 from tests.depth import examples
