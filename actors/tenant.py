@@ -13,6 +13,7 @@ import structlog
 
 from tenantry.actors.backoff import Retries
 from tenantry.actors.children import Children
+from tenantry.actors.control import Awaited, PendingReplies, claim
 from tenantry.actors.drift_repair import DriftRepair
 from tenantry.actors.messages import (
     Begin,
@@ -37,7 +38,6 @@ from tenantry.actors.messages import (
     WorkerReleased,
     WorkerWanted,
 )
-from tenantry.actors.pending_replies import Awaited, PendingReplies, claim
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.provisioning_steps import ProvisioningSteps
 from tenantry.actors.runtime_state import TenantRuntimeState
