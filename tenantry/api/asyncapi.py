@@ -13,8 +13,8 @@ from typing import Final
 from tenantry.api.asyncapi_brokers import KINDS, BrokerPlace
 from tenantry.api.asyncapi_messages import HTTP_BINDING, Json, messages, ref
 from tenantry.api.schemas.common import MAX_LIST
-from tenantry.api.schemas.limits import TenantLimits
 from tenantry.api.schemas.messages import EVENT
+from tenantry.api.schemas.tenants import TenantLimits
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
 from tenantry.messages.headers import DEEPEST, MOST_BYTES

@@ -17,14 +17,14 @@ from tenantry.api.openapi import Routes
 from tenantry.api.paging import link_header
 from tenantry.api.routing import Caller, Who, checked_id
 from tenantry.api.schemas.common import answer, dumps, json_response, parse_time
+from tenantry.api.schemas.credentials import SqlAccessData
 from tenantry.api.schemas.daemon import Destination
-from tenantry.api.schemas.limits import LimitsChange
 from tenantry.api.schemas.tenants import (
     Concurrency,
     CreatedTenant,
     DeletionQuery,
+    LimitsChange,
     NewTopics,
-    SqlAccessData,
     Tenant,
     TenantCreation,
     TenantPage,

@@ -1,11 +1,11 @@
-"""Tenants: the input that makes and changes them, and how they are shown."""
+"""Tenants and their limits: the input that makes and changes them, and how they are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Final, Literal, Self, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -20,11 +20,10 @@ from tenantry.api.schemas.common import (
     Time,
     values_of,
 )
-from tenantry.api.schemas.limits import TenantLimits
-from tenantry.broker.port import Credentials
+from tenantry.api.schemas.credentials import AccessData
 from tenantry.control.port import Outcome, TenantRuntime
 from tenantry.domain import names
-from tenantry.domain.limits import MAX_WORKERS, MIN_WORKERS
+from tenantry.domain.limits import MAX_WORKERS, MIN_WORKERS, RANGES, SHOWN, Limits, parse_span
 from tenantry.domain.tenant import (
     MAX_NAME,
     MAX_PARTITIONS,
@@ -192,6 +191,88 @@ class NewTopics(StrictInput):
     topics: Topics = Field(min_length=1)
 
 
+_LIMITS: Final[Mapping[str, str]] = {
+    "weight": "Its share of workers' and the database's time while tenants compete, relative to "
+    "others' weights.",
+    "rate": "Messages stored a second at most; the rest waits in the queue.",
+    "burst": "Messages stored at once after a pause; a second's worth where it is null.",
+    "backlog_messages": "Messages that may wait; publishing is refused beyond.",
+    "backlog_bytes": "Bytes of messages that may wait; publishing is refused beyond.",
+    "connections": "Connections that its broker user may have open.",
+    "channels": "Channels that its broker user may have open.",
+    "workers_min": "The number of workers follows the load, and is never less than this.",
+    "workers_max": "The number of workers follows the load, and is never more than this.",
+    "retention_seconds": "Stored messages that are older are removed: seconds, or text like "
+    "`90s`, `12h`, `7d`, `2w`.",
+    "retention_rows": "Stored messages beyond the newest so many are removed.",
+}
+
+
+def _limit(name: str) -> object:
+    least, most = RANGES[name]
+    bounds: dict[str, Any] = {"minimum": least, "maximum": most}
+    return Field(default=None, description=_LIMITS[name], json_schema_extra=bounds)
+
+
+def _limit_shown(name: str) -> object:
+    return Field(description=_LIMITS[name], examples=[None])
+
+
+def _seconds(value: object) -> object:
+    """Turn text like `7d` into seconds; any other value is left to the validation after this."""
+    if isinstance(value, str) and (seconds := parse_span(value)) is not None:
+        return seconds
+    return value
+
+
+# The domain checks the ranges, as a tenant's other limits count, too.
+_Whole: TypeAlias = Annotated[int | None, AS_WHOLE]
+_Span: TypeAlias = Annotated[int | None, BeforeValidator(_seconds), AS_WHOLE]
+
+
+class BacklogChange(StrictInput):
+    """What may wait in a tenant's queues."""
+
+    messages: Annotated[_Whole, _limit("backlog_messages")] = None
+    bytes: Annotated[_Whole, _limit("backlog_bytes")] = None
+
+
+class RetentionChange(StrictInput):
+    """How long a tenant's stored messages are kept."""
+
+    age: Annotated[_Span, _limit("retention_seconds")] = None
+    rows: Annotated[_Whole, _limit("retention_rows")] = None
+
+
+class LimitsChange(StrictInput):
+    """Limits to be changed (a JSON merge patch): what is left out stays, null lifts a limit."""
+
+    weight: Annotated[_Whole, _limit("weight")] = None
+    rate: Annotated[_Whole, _limit("rate")] = None
+    burst: Annotated[_Whole, _limit("burst")] = None
+    backlog: BacklogChange | None = None
+    connections: Annotated[_Whole, _limit("connections")] = None
+    channels: Annotated[_Whole, _limit("channels")] = None
+    workers_min: Annotated[_Whole, _limit("workers_min")] = None
+    workers_max: Annotated[_Whole, _limit("workers_max")] = None
+    retention: RetentionChange | None = None
+
+    def changes(self) -> dict[str, int | None]:
+        """Return the changes, by the names of `Limits`."""
+        changes: dict[str, int | None] = {}
+        for name in Limits.__dataclass_fields__:
+            group, _, part = SHOWN.get(name, name).partition(".")
+            if group not in self.model_fields_set:
+                continue
+            value = getattr(self, group)
+            if part and value is not None:
+                if part in value.model_fields_set:
+                    changes[name] = getattr(value, part)
+            else:
+                changes[name] = value
+        return changes
+
+
 class TenantQuery(StrictQuery):
     """The moment at which a tenant is shown."""
 
@@ -217,6 +298,49 @@ class TopicSettings(Answer):
     ordering: str = Field(
         description=_ORDERING, examples=["partition"], json_schema_extra=values_of(Ordering)
     )
+
+
+class Backlog(Answer):
+    """What may wait in a tenant's queues."""
+
+    messages: Annotated[int | None, _limit_shown("backlog_messages")]
+    bytes: Annotated[int | None, _limit_shown("backlog_bytes")]
+
+
+class Retention(Answer):
+    """How long a tenant's stored messages are kept; `age` is in seconds."""
+
+    age: Annotated[int | None, _limit_shown("retention_seconds")]
+    rows: Annotated[int | None, _limit_shown("retention_rows")]
+
+
+class TenantLimits(Answer):
+    """A tenant's limits; null where there is none."""
+
+    weight: Annotated[int, Field(description=_LIMITS["weight"], examples=[1])]
+    rate: Annotated[int | None, _limit_shown("rate")]
+    burst: Annotated[int | None, _limit_shown("burst")]
+    backlog: Backlog | None = Field(examples=[None])
+    connections: Annotated[int | None, _limit_shown("connections")]
+    channels: Annotated[int | None, _limit_shown("channels")]
+    workers_min: Annotated[int | None, _limit_shown("workers_min")]
+    workers_max: Annotated[int | None, _limit_shown("workers_max")]
+    retention: Retention | None = Field(examples=[None])
+
+    @classmethod
+    def of(cls, limits: Limits) -> Self:
+        """Show limits."""
+        backlog = Backlog(messages=limits.backlog_messages, bytes=limits.backlog_bytes)
+        retention = Retention(age=limits.retention_seconds, rows=limits.retention_rows)
+        return cls.made_of(
+            limits,
+            backlog=backlog if _any(backlog) else None,
+            retention=retention if _any(retention) else None,
+        )
+
+
+def _any(group: Answer) -> bool:
+    return any(value is not None for _, value in group)
 
 
 class Tenant(Answer):
@@ -314,35 +438,6 @@ class Tenant(Answer):
         return cls.of(state, None, known=False)
 
 
-class AccessData(Answer):
-    """A tenant's credentials for the broker, shown this once, with a URL for its kind."""
-
-    username: str = Field(examples=["tenant_acme_producer"])
-    password: str = Field(examples=["mU3q…"])
-    amqp_url: str | None = Field(
-        default=None,
-        description="Where the broker is RabbitMQ.",
-        examples=["amqp://tenant_acme_producer:…@localhost:5672/"],
-    )
-    postgres_url: str | None = Field(
-        default=None,
-        description="Where the broker is the embedded one: publish with tenantry.publish().",
-        examples=["postgresql://tenant_acme_producer:…@localhost:5432/tenantry"],
-    )
-    iggy_url: str | None = Field(
-        default=None,
-        description="Where the broker is Apache Iggy.",
-        examples=["iggy://tenant_acme_producer:…@localhost:8090"],
-    )
-
-    @classmethod
-    def of(cls, made: Credentials) -> Self:
-        """Show the credentials of a tenant's broker user."""
-        urls = {name: getattr(made, name) for name in ("amqp_url", "postgres_url", "iggy_url")}
-        url = {name: value for name, value in urls.items() if value}
-        return cls(username=made.username, password=made.password, **url)
-
-
 class CreatedTenant(Tenant):
     """A tenant that was made; `credentials` are missing where an earlier call has shown them."""
 
@@ -361,23 +456,6 @@ class TenantWithCredentials(Tenant):
     """A tenant, and its new credentials."""
 
     credentials: AccessData
-
-
-class SqlAccessData(Answer):
-    """A tenant's credentials to read its rows with SQL. The password is shown this once."""
-
-    tenant_id: str = Field(examples=["acme"])
-    username: str = Field(examples=["tenant_acme_sql_16384"])
-    password: str = Field(examples=["mU3q…"])
-    url: str = Field(examples=["postgresql://tenant_acme_sql_16384:…@db.example.org:5432/tenantry"])
-
-    @classmethod
-    def of(cls, outcome: Outcome) -> Self:
-        """Show the credentials of a database role, this once."""
-        made = outcome.sql_credentials
-        if made is None:
-            raise RuntimeError("a grant of SQL access came back without credentials")
-        return cls.made_of(made, tenant_id=outcome.tenant.tenant_id)
 
 
 class TenantPage(Answer):
