@@ -27,7 +27,7 @@ from bench.load import wait_until
 from bench.services import Services, as_json, by_process, compared, parser_for
 from bench.subject import Subject
 from tenantry.domain import names
-from tenantry.nodes.placement import place
+from tenantry.nodes.membership import place
 
 RATE = 20.0
 """Messages a second that each tenant publishes while a node is drained or killed."""

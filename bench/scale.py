@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from tenantry.nodes.placement import place
+from tenantry.nodes.membership import place
 
 SIZES = ((1_000, 10_000), (5_000, 50_000), (20_000, 200_000), (100_000, 1_000_000))
 """Tenants, and messages a second of all of them together."""

@@ -11,7 +11,7 @@ from itertools import count
 import psycopg
 import pytest
 
-from tenantry.nodes.placement import place
+from tenantry.nodes.membership import place
 from tests.acceptance.program import Program
 from tests.depth import examples
 from tests.ledger import Ledger

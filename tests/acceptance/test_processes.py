@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tenantry.nodes.placement import place
+from tenantry.nodes.membership import place
 from tests.acceptance.program import Program
 from tests.ledger import Ledger
 from tests.waiting import eventually

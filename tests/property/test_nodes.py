@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tenantry.nodes.membership import Membership, Watchers
-from tenantry.nodes.placement import place
+from tenantry.nodes.membership import Membership, Watchers, place
 from tenantry.nodes.port import NodesUnavailableError
 from tenantry.terms.lease import LEASE
 from tests.depth import examples

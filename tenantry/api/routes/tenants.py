@@ -19,6 +19,7 @@ from tenantry.api.routing import Caller, Who, checked_id
 from tenantry.api.schemas.common import answer, dumps, json_response, parse_time
 from tenantry.api.schemas.credentials import SqlAccessData
 from tenantry.api.schemas.daemon import Destination
+from tenantry.api.schemas.statistics import StatisticsQuery, TenantStatistics
 from tenantry.api.schemas.tenants import (
     Concurrency,
     CreatedTenant,
@@ -427,3 +428,23 @@ def _as_of(services: Services, tenant_id: str, at: str) -> TenantState | None:
     if moment is None:
         raise invalid([("at", "must be an RFC 3339 time with a zone, or a version number")])
     return services.directory.as_of_time(tenant_id, moment)
+
+
+@routes(
+    "GET /tenants/{tenant_id}/stats", "Show a tenant's statistics", TenantStatistics,
+    errors=(404, 422),
+)  # fmt: skip
+async def show_statistics(
+    services: Injected, tenant_id: str, who: Who, query: Annotated[StatisticsQuery, Query()]
+) -> Response:
+    """Show what became of a tenant's messages over time: rates, latency, backlog.
+
+    They are kept for a day by minutes, and for a week by hours, over restarts and moves.
+    """
+
+    def read() -> bytes:
+        services.lookup.existing(tenant_id, who)
+        series = services.statistics.series(tenant_id, query.window)
+        return dumps(TenantStatistics.of(tenant_id, series))
+
+    return json_response(await services.pools.reads.run(read))
