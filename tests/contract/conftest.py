@@ -1,4 +1,4 @@
-"""What several suites of ports stand on."""
+"""Fixtures that several suites of ports share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.services_rabbitmq import RabbitHost
 
 @pytest.fixture(scope="module")
 def rabbitmq() -> Iterator[RabbitHost]:
-    """A virtual host for a file's tests, whose tenants are each one's own, as on other brokers."""
+    """A virtual host for the tests of one file; like other brokers, it has tenants of its own."""
     with services_rabbitmq.virtual_host() as host:
         yield host
 

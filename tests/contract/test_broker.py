@@ -95,7 +95,7 @@ def test_no_more_than_the_prefetch_is_unsettled(broker: Broker) -> None:
 def broker_gives_nothing_more(
     broker: Broker, tenant: TenantTopology, sink: RecordingSink, count: int
 ) -> bool:
-    """Send a message through another queue of the same channel; what was due came before it."""
+    """Send a message through another queue of the channel; earlier deliveries arrive before it."""
     broker.publish(tenant, "default", b"behind")
     found = sink.received(count + 1)
     assert bodies(found)[count:] == [b"behind"]
@@ -146,7 +146,7 @@ def test_a_widened_queue_delivers_beside_what_is_unsettled_and_that_stays_valid(
         sink.received(10 * round_)
     assert broker_gives_nothing_more(broker, tenant, sink, 30)
     assert not any(one.redelivered for one in sink.received(30))
-    # Of the first consumer, of the second, and up to the last of the third.
+    # Tags of the first consumer's and the second's deliveries, and up to the third's last one.
     subscription.settle(generation, acks=(2, 13), rejects=(5,))
     subscription.settle(generation, ack_up_to=31)
     assert bodies(sink.received(35))[30:] == [b"%02d" % n for n in range(30, 35)]
@@ -225,7 +225,7 @@ def test_a_cancel_while_it_begins_to_consume_lets_what_has_come_be_settled(broke
     for key in ("default", "events.0"):
         broker.publish(tenant, key, *[b"%s %02d" % (key.encode(), n) for n in range(20)])
     subscription, sink = subscribed(broker, tenant)
-    sink.received(1)  # of one queue; the others may not have answered
+    sink.received(1)  # of one queue; the other queues may not have answered
     subscription.cancel()
     generation = sink.heard("cancelled")
     assert "lost" not in dict(sink.log)
@@ -268,7 +268,7 @@ def test_a_settlement_of_an_older_generation_does_nothing(broker: Broker) -> Non
 
 
 def test_one_that_was_closed_by_others_settles_nothing_any_more(broker: Broker) -> None:
-    """What a consumer that hung and was replaced says on waking."""
+    """A replaced consumer that hung settles deliveries when it wakes."""
     tenant = broker.tenant("events")
     broker.publish(tenant, "events", b"1", b"2")
     subscription, sink = subscribed(broker, tenant)

@@ -162,7 +162,7 @@ def gets_in(url: str) -> bool:
 
 
 def sent_by(url: str, tenant: TenantTopology) -> bool:
-    """Tell whether the user of a URL gets in, and a message of its through to a tenant."""
+    """Return whether the URL's user can log in and publish a message to the tenant."""
     client = client_for(url, name="probe")
     try:
         client.open()
@@ -212,7 +212,7 @@ def test_probes_of_several_tenants_may_what_their_own_tenant_may_and_nothing_in_
                 assert sent_by(urls[-1], mine)
                 assert not sent_by(urls[-1], other)
             assert not sent_by(urls[-1], mine)
-        # Another proof of the same installation, on another node, removes them meanwhile.
+        # Another proof of the same installation, on another node, removes the probes meanwhile.
         probes.sweep()
         with probes.probe(one.tenant_id) as probe:
             urls.append(probe.sender.url)

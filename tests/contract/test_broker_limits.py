@@ -1,4 +1,4 @@
-"""What brokers hold tenants to, each kind as far as it can: what is refused, and that it ends."""
+"""Each kind of broker enforces tenants' limits as far as it can, and refusals end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.waiting import DEADLINE, eventually
 FULL = BacklogFullError, MessagesRefusedError
 MOST = 10
 OVERSHOOT = 1
-"""How many more a broker takes of who waits for each confirm."""
+"""Messages beyond the limit that a broker takes from a client that waits for each confirm."""
 
 
 @pytest.fixture(params=brokers.KINDS)
@@ -38,11 +38,11 @@ def limited(broker: Broker, *topics: str, limits: Limits) -> TenantTopology:
 
 
 def fill(broker: Broker, tenant: TenantTopology, size: int = 1) -> list[bytes]:
-    """Publish one message after the other until one is refused; give those that were confirmed."""
+    """Publish message after message until one is refused; return the confirmed bodies."""
     confirmed: list[bytes] = []
 
     def refused() -> bool:
-        # A limit that was just set may take a moment.
+        # A new limit may take a moment to apply.
         body = b"%04d" % len(confirmed) + b"." * (size - 4)
         try:
             broker.publish(tenant, "default", body)
@@ -60,7 +60,7 @@ def test_a_full_backlog_refuses_what_is_published_and_loses_nothing_that_was_con
 ) -> None:
     tenant = limited(broker, limits=Limits(backlog_messages=MOST))
     confirmed = fill(broker, tenant)
-    if broker.kind != "rabbitmq":  # where a policy has to come to the queue first
+    if broker.kind != "rabbitmq":  # where the policy has to reach the queue first
         assert MOST <= len(confirmed) <= MOST + OVERSHOOT
     with pytest.raises(FULL):
         broker.publish(tenant, "default", b"beyond")
@@ -71,7 +71,7 @@ def test_a_full_backlog_refuses_what_is_published_and_loses_nothing_that_was_con
     generation = sink.heard("consuming")
     found = sink.received(len(confirmed))
     assert bodies(found) == confirmed
-    # What was rejected makes room like what was stored, and neither comes again.
+    # Rejected and acked messages make room alike, and neither are delivered again.
     subscription.settle(generation, rejects=(1,), ack_up_to=len(confirmed))
 
     def taken() -> bool:
@@ -94,7 +94,7 @@ def test_a_backlog_may_be_limited_in_bytes_and_in_both(broker: Broker) -> None:
     confirmed = fill(broker, tenant, size=200)
     if broker.kind != "rabbitmq":
         assert len(confirmed) == 10
-    # Lifted, it takes more than before, of those that it refused as well, and though nothing goes.
+    # Without the limit the broker takes more, though no message has left the queue.
     broker.administration.ensure_limits(tenant, NO_LIMITS)
     more = [b"more %d" % number for number in range(50)]
     eventually(lambda: _published(broker, tenant, more), what="the end of the limit")

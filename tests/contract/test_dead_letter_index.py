@@ -122,7 +122,7 @@ def test_letters_differ_by_place_id_and_bytes(index: DeadLetterIndex) -> None:
 def test_messages_without_an_id_are_a_letter_each(index: DeadLetterIndex) -> None:
     three = index.add("acme", [letter(None)] * 3)
     assert len({one.id for one in three}) == 3
-    # Delivered again, since their reject was lost: the same three.
+    # The reject was lost, so they are delivered again: the same three letters.
     again = index.add("acme", [letter(None)._replace(again=True)] * 3)
     assert again == [one._replace(fresh=False) for one in three]
     assert len(index.page("acme")[0]) == 3
@@ -206,7 +206,7 @@ def test_a_replay_that_fails_is_the_letter_it_was(index: DeadLetterIndex) -> Non
     assert index.add("acme", [again]) == [kept._replace(fresh=False)]
     ((shown,), _) = index.page("acme")
     assert (shown.id, shown.replays, shown.message_id) == (one, 1, "a")
-    # The original, if the broker has forgotten that it was acked, is only to be removed.
+    # If the broker has forgotten the original's ack, the original is only to be removed.
     original, later = index.lookup("acme", [found(letter("a")), found(again)], browse=uuid4())
     assert (original.id, original.listed) == (one, False)
     assert (later.id, later.listed) == (one, True)
@@ -273,7 +273,7 @@ def test_a_settled_letter_is_listed_no_more_and_known_until_it_is_swept(
     assert listed(index) == ["b"]
     assert index.named("acme", ["a"]) == set()
     assert [met.listed for met in index.lookup("acme", both, browse=uuid4())] == [False, True]
-    assert index.sweep(older_than=-1) == 0  # not known to have left the queue
+    assert index.sweep(older_than=-1) == 0  # the letter is not known to have left the queue
     index.gone("acme", [one])
     assert index.sweep(older_than=60) == 0
     assert index.sweep(older_than=-1) == 1
@@ -370,7 +370,7 @@ def test_a_page_of_large_letters_is_cut_and_goes_on(
 def test_of_very_many_that_are_the_same_few_are_read(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever sends the same bad message a million times had a million rows read for each batch."""
+    """A million copies of one bad message once made each batch read a million rows."""
     index = PostgresDeadLetterIndex(database)
     (first,) = index.add("acme", [letter(None)])
     browse = uuid4()
@@ -477,7 +477,7 @@ def test_of_messages_without_an_id_the_database_chooses_as_is_chosen_among_all(
 
 
 def _told(index: DeadLetterIndex, steps: list[tuple[str, list[Any]]]) -> list[object]:
-    """Give what an index tells at each step, its dead letters by the order they became known in."""
+    """Return the index's answer to each step, with dead letters numbered as they become known."""
     numbers: dict[UUID, int] = {}
     told: list[object] = []
     browse = uuid4()

@@ -1,4 +1,4 @@
-"""What becomes of a partition that somebody has detached by hand, on a real PostgreSQL."""
+"""What becomes of a partition that was detached by hand, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_one_whose_detaching_was_broken_off_is_attached_again(
 ) -> None:
     with psycopg.connect(database_url) as reader:
         reader.execute("SELECT FROM public.messages")
-        # Its first transaction commits; then it waits for the reader, and gives up.
+        # DETACH commits its first transaction, then waits for the reader, and gives up.
         by_hand.execute("SET lock_timeout = '100ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
             by_hand.execute(f"{DETACH} CONCURRENTLY".encode())

@@ -1,4 +1,4 @@
-"""What the store does with handlers, on a real PostgreSQL."""
+"""The store with handlers, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_after_the_last_attempt_a_message_is_unstorable_with_its_first_and_last_
     assert "no 1 at 3" in verdict.error
     assert "no 1 at 1" in str(verdict.first_error)
     assert world.stored() == {"2"}
-    # The row is there for as long as the letter is not.
+    # The row of attempts exists until the dead letter does.
     assert len(world.attempts()) == 1
     world.letters.add(TENANT, [RejectedMessage(incoming("1"), "handler_failed", "e", 3, "f")])
     assert world.attempts() == []
@@ -189,7 +189,7 @@ def test_a_suspect_s_attempt_is_counted_before_it_is_made(world: World) -> None:
 def test_a_suspect_that_has_killed_often_enough_is_not_handled_again(world: World) -> None:
     store = world.store(attempts=2)
     with world.database.connection() as connection:
-        # As a killed daemon leaves it: the note before the attempt, and nothing after.
+        # A killed daemon leaves only the row that it wrote before the attempt.
         connection.execute(
             "INSERT INTO tenantry.attempts VALUES"
             " (%s, %s, 2, 'worker_killed', 'first', 'last', now(), now())",
@@ -254,7 +254,7 @@ def test_only_one_suspect_is_tried_at_a_time(world: World) -> None:
     store = world.store(act)
 
     def until_stored(number: int) -> StoreResult:
-        # One that waits too long for its turn is held, as it would be in a consumer.
+        # A message that waits too long for its turn is held, as in a consumer.
         while (result := store.store(TENANT, [incoming(str(number))], {0: None})).held:
             assert not result.stored
         return result

@@ -1,4 +1,4 @@
-"""What the store does with handlers of partitions in order, on a real PostgreSQL."""
+"""The store with handlers of ordered partitions, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stored_in_order(world: World) -> list[str]:
 
 
 def indexes(result: StoreResult) -> tuple[list[int], list[int]]:
-    """Those held, and those left."""
+    """Return the indexes of the held messages, and of those left."""
     return [one.index for one in result.held], list(result.left)
 
 
@@ -61,7 +61,7 @@ def test_what_stands_before_one_that_hangs_is_left_with_it_and_goes_first_the_ne
         if message.id == "a2":
             wake.wait(DEADLINE)
 
-    # Long enough for one that only comes back, however busy the machine.
+    # Long enough for a handler that returns at once, however busy the machine.
     store = world.store(hang, timeout=1.0)
     batch = [of(0, "a1"), of(0, "a2"), of(0, "a3")]
     try:
@@ -166,7 +166,7 @@ def test_each_partition_is_handled_and_stored_as_it_was_published_whatever_fails
 
 
 def work_off(store: HandlingStore, plan: Plan) -> set[str]:
-    """Let lanes give out, and what fails be tried again at once; give what can't be stored."""
+    """Store all that the lanes give out; retry failures at once; return what can't be stored."""
     lanes = Lanes([("events", partition) for partition in range(3)])
     lanes.take_in(
         Delivery(number + 1, False, of(partition, str(number)))

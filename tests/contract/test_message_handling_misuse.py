@@ -77,7 +77,7 @@ def test_too_many_hanging_handlers_are_too_many(world: World) -> None:
         lambda message, cursor: wake.wait(DEADLINE), timeout=0.05, attempts=100, bare=True
     )
     try:
-        # A thread that had not come to its handler in time ends by itself, and is one less.
+        # A thread that has not reached its handler in time ends by itself, and is not counted.
         numbers = itertools.count()
         while not world.overruns:
             assert world.pool.abandoned <= 16
@@ -112,7 +112,7 @@ MISUSES: dict[str, tuple[Handler, str]] = {
 
 def unawaited(message: Message, cursor: object) -> object:
     coroutine = later(message, cursor)
-    coroutine.close()  # lest Python warns, which tests take for an error
+    coroutine.close()  # so that Python does not warn: a warning fails the test
     return coroutine
 
 
@@ -192,10 +192,10 @@ def test_what_a_handler_sets_on_its_connection_is_gone_for_the_next(world: World
     store = world.store(act)
     for number in range(3):
         assert store.store(TENANT, [incoming(str(number))]).stored == 1
-        # The handler's table is only found by the usual path.
+        # The handler's table is only found by the usual search path.
     assert len({str(one) for one in found}) == 1
     with world.database.connection() as connection:
-        # Nobody has it any more.
+        # No session holds the handler's advisory lock any more.
         row = connection.execute("SELECT pg_try_advisory_lock(7)").fetchone()
         assert row == (True,)
 
@@ -226,7 +226,7 @@ def test_what_a_deferred_constraint_refuses_is_its_own_messages_failure(world: W
         )
 
     def act(message: Message, cursor: psycopg.Cursor[Any]) -> None:
-        # The child first: what is deferred stays so for as long as a handler is at work.
+        # The child comes first: a deferred constraint stays deferred while the handler works.
         cursor.execute("INSERT INTO children VALUES (%s)", [message.id])
         if message.id not in ("3", "6"):
             cursor.execute("INSERT INTO parents VALUES (%s)", [message.id])

@@ -1,4 +1,4 @@
-"""What pages of stored messages hold, as rows and as written JSON."""
+"""Pages of stored messages, as rows and as written JSON."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_pages_follow_one_another_in_both_directions(store: PostgresMessageStore
 
 
 def written(database: Database, tenant: str, *choices: dict[str, Any]) -> list[WrittenPage]:
-    """Read pages of two messages, unless told otherwise, as JSON."""
+    """Read pages as JSON, of two messages each unless a choice says otherwise."""
 
     async def read() -> list[WrittenPage]:
         reader = PostgresPageReader(LoopQueries(database))
@@ -109,7 +109,7 @@ def test_written_pages_follow_one_another_in_both_directions(
     database: Database, store: PostgresMessageStore
 ) -> None:
     store.store(TENANT, [incoming(str(n), topic="odd" if n % 2 else "even") for n in range(20)])
-    # Positions that are never given out, as duplicates leave them behind.
+    # Duplicates leave gaps: positions that no message has.
     store.store(TENANT, [incoming(str(n)) for n in (3, 20, 4, 21, 5)])
     for order in Order:
         for topic in (None, "odd"):
@@ -127,7 +127,7 @@ def test_written_pages_follow_one_another_in_both_directions(
 def test_a_page_of_very_large_messages_ends_early_and_leads_on(
     database: Database, store: PostgresMessageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Still larger than what PostgreSQL keeps in a row itself, and compresses.
+    # Still larger than what PostgreSQL keeps in the row itself, and compresses.
     size = examples(256 * 1024, PAGE_BYTES)
     monkeypatch.setattr(pages, "PAGE_BYTES", size)
     monkeypatch.setattr(pages, "written", pages.written.__wrapped__)

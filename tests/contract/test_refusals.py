@@ -1,4 +1,4 @@
-"""Counts of refused calls on a real PostgreSQL: all nodes' together, of tenants that there are."""
+"""Counts of refused calls on a real PostgreSQL: of all nodes together, of existing tenants."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_of_a_tenant_that_goes_nothing_is_left_and_the_next_of_its_id_begins_ane
     store.drop_partition(TENANT, retain=False)
     assert rows(database) == 0
     store.create_partition(TENANT, Whose(2, None))
-    # Counted by another node, which has not heard yet that it is another tenant.
+    # Another node counts for the former tenant: it does not know of the next incarnation yet.
     refusals.add({RATE: 2})
     assert refusals.totals() == {}
     refusals.add({RATE._replace(incarnation=2): 1})

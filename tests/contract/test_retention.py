@@ -29,7 +29,7 @@ DAY = 24 * 3600
 
 
 def limit(database: Database, tenant_id: str = TENANT, **limits: int) -> None:
-    """Have the read model say that a tenant has limits, as its events would."""
+    """Write a tenant's limits into the read model, as its events would."""
     state = {"limits": {f"retention_{name}": value for name, value in limits.items()}}
     with database.connection() as connection:
         connection.execute(
@@ -47,7 +47,7 @@ def execute(database: Database, query: str, *parameters: object) -> Any:
 
 
 def age(database: Database, ids: Sequence[str], seconds: int) -> None:
-    """Have messages be older."""
+    """Make stored messages older by so many seconds."""
     execute(
         database,
         "UPDATE public.messages SET created_at = created_at - %s * interval '1 second'"
@@ -81,7 +81,7 @@ def retention(database: Database, *, size: int = 1000) -> Retention:
 
 
 def pass_periods(database: Database, count: int) -> None:
-    """Have as much time gone by for what is remembered as so many slices take."""
+    """Make remembered ids older by `count` periods of a slice."""
     execute(database, "UPDATE tenantry.remembered_slices SET period = period - %s", count)
 
 
@@ -146,7 +146,7 @@ def test_readers_go_on_behind_what_was_removed_and_positions_rise_on(
     store.store(TENANT, batch(*range(1, 21)))
     limit(database, rows=5)
     retention(database).turn()
-    # A reader that had got to the tenth, in either direction, and by topic.
+    # A reader that had reached the tenth message, in either direction, and by topic.
     assert positions(store, after=10) == [16, 17, 18, 19, 20]
     assert positions(store, after=10, topic="default") == [16, 17, 18, 19, 20]
     assert positions(store, after=18, order=Order.DESCENDING) == [17, 16]
@@ -165,7 +165,7 @@ def test_an_id_is_remembered_for_a_day_beyond_its_row_and_not_for_ever(
         again = store.store(TENANT, [*batch(1, 2, 3, 4), incoming("1", b"[]"), incoming(None)])
         assert (again.stored, again.duplicates) in {(2, 4), (1, 5)}
         retention(database).turn()
-        # Half a day later another slice takes what is removed; this one's turn is two later.
+        # Half a day later another slice takes the removed ids; this slice's turn is two later.
         pass_periods(database, 1)
     found = account(database)
     assert list(of_books(found)) == []
@@ -190,7 +190,7 @@ def test_after_days_without_a_removal_nothing_is_looked_up_any_more(
     execute(database, "UPDATE tenantry.removals SET latest = latest - interval '2 hours'")
     retention(database).turn()
     assert execute(database, remembers) == [(False,)]
-    # And it begins again with the next one.
+    # Remembering begins again with the next removal.
     store.store(TENANT, batch(3))
     retention(database).turn()
     assert store.store(TENANT, batch(2)).duplicates == 1
@@ -231,7 +231,7 @@ def test_a_message_that_comes_again_while_its_row_is_being_removed_is_a_duplicat
     with psycopg.connect(database_url) as removing:
         removing.execute("SELECT tenantry.remove_messages(%s, 10)", [TENANT])
         storing.start()
-        # It has looked at what is remembered, and waits for the row to go or to stay.
+        # The insert has looked at the remembered ids, and waits for the row to go or to stay.
         eventually(
             lambda: (
                 execute(
@@ -271,7 +271,7 @@ def test_a_removal_that_outlives_its_daemon_and_the_next_one_s_remove_each_messa
             b"SELECT tenantry.remove_messages($1, 10)", [TENANT.encode()]
         )
         removal_waits(1)
-        former.close()  # as kill -9 does: the server hears of it once it has something to say
+        former.close()  # as kill -9 does: the server notices when it next sends something
         next_one.start()
         removal_waits(2)
     next_one.join(DEADLINE)

@@ -1,4 +1,4 @@
-"""Statistics on a real PostgreSQL: a ring of slots, counts of which none is missed or twice."""
+"""Statistics on a real PostgreSQL: a ring of slots, in which each count stands exactly once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_what_became_of_messages_since_they_were_noted_last_is_in_a_minute_and_a
     statistics.note(AT, {TENANT: Note(4, QUICK), "other": Note(0, NONE), "nobody": Note(1, NONE)})
     assert read(database) == [(AT, 3, 1, 4)]
     assert read(database, hourly=True) == [(AT.replace(minute=0), 3, 1, 4)]
-    # Within the same minute, as a tenant goes from one node to another, they are added.
+    # Counts of the same minute are added, as when a tenant moves from one node to another.
     store_more(store, "4")
     statistics.note(AT, {TENANT: Note(2, QUICK)})
     statistics.note(AT, {TENANT: Note(0, NONE)})

@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def run_publish(options: argparse.Namespace) -> int:
-    # Passwords come by the environment: everybody may read a command line.
+    # Passwords come by the environment: every user of the machine may read a command line.
     if (urls := _environment(*map(_variable, options.tenants))) is None:
         return 2
     record = Record(options.record)

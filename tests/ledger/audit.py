@@ -1,4 +1,4 @@
-"""The comparison of what was confirmed with what is there."""
+"""The comparison of the confirmed messages with those that exist."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from tests.ledger.entries import Sent
 from tests.ledger.places import Queued, Row, queued, queued_in_sql, rejected_in_sql, rows
 
 Key: TypeAlias = tuple[str, str]
-"""A tenant's id, and the key of a message of it."""
+"""A tenant's id, and the key of one of its messages."""
 
 SHOWN = 3
 
 
 @dataclass(slots=True, kw_only=True)
 class Findings:
-    """What does not add up; nothing, where all is well."""
+    """The faults found; every list is empty if all is well."""
 
     missing: list[object] = field(default_factory=list)
-    """Confirmed, and neither stored nor dead-lettered nor in a queue."""
+    """Messages confirmed, and neither stored nor dead-lettered nor in a queue."""
     doubled: list[object] = field(default_factory=list)
-    """Two rows, or a row and a dead letter."""
+    """Messages with two rows, or with a row and a dead letter."""
     unexpected: list[object] = field(default_factory=list)
-    """Never sent by this tenant; `foreign` where another has."""
+    """Messages that this tenant never sent; `foreign` if another tenant sent them."""
     foreign: list[object] = field(default_factory=list)
     altered: list[object] = field(default_factory=list)
-    """Another content, type or place than it was sent with."""
+    """Messages with another content, type or place than they were sent with."""
     misjudged: list[object] = field(default_factory=list)
-    """Stored, and should be a dead letter, or the other way round."""
+    """Messages stored that should be dead letters, or the other way round."""
 
     disordered: list[object] = field(default_factory=list)
-    """Stored behind what its sender published later to the same partition, which is in order."""
+    """Messages stored after later ones of the same sender, in the same ordered partition."""
 
     @property
     def clean(self) -> bool:
@@ -52,11 +52,11 @@ class Findings:
 
 
 class Audit:
-    """Follows every tenant's rows, and looks into its queues where asked to.
+    """Follows every tenant's rows, and looks into its queues on request.
 
-    It remembers what it has seen, so that looking again costs only what is new. Without a broker's
-    URL its queues are those of the embedded broker. The partitions of topics that are `ordered`
-    are to be in the order of publishing.
+    The audit remembers the rows it has seen, so that another look costs only the new ones.
+    Without a broker's URL the queues are those of the embedded broker. The partitions of topics
+    in `ordered` must be in the order of publishing.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Audit:
         return len(self._waiting)
 
     def follow(self, sent: Sent) -> int:
-        """Take in the rows that are new; give the number of all."""
+        """Read the new rows; return the number of all rows."""
         with psycopg.connect(self._database_url) as connection:
             for tenant_id in sent.tenants:
                 for row in rows(connection, tenant_id, self._positions[tenant_id]):
@@ -99,7 +99,7 @@ class Audit:
         return len(self._rows)
 
     def look_into_queues(self, tenants: Sequence[str], queues: Mapping[str, Sequence[str]]) -> None:
-        """List anew what lies in dead-letter queues, and in the tenants' own."""
+        """List anew the messages in dead-letter queues, and in the tenants' given queues."""
         self._dead.clear()
         self._waiting.clear()
         with psycopg.connect(self._database_url) as connection:
@@ -122,11 +122,11 @@ class Audit:
 
     @property
     def so_far(self) -> Findings:
-        """What following the rows has found wrong."""
+        """The faults found so far in the rows that were followed."""
         return self._findings
 
     def missing(self, confirmed: AbstractSet[Key]) -> set[Key]:
-        """Name what is in no place that was looked into."""
+        """Return the confirmed messages that are in none of the places looked into."""
         return confirmed - self._rows.keys() - self._dead.keys() - self._waiting
 
     def judge(self, sent: Sent, confirmed: AbstractSet[Key]) -> Findings:
@@ -140,7 +140,7 @@ class Audit:
         return found
 
     def _count(self, sent: Sent, found: Findings) -> None:
-        """See that no row has gone, and none come where a reader has passed already."""
+        """Check that no row has gone, and that none was added at a position already read."""
         with psycopg.connect(self._database_url) as connection:
             tenants = connection.execute(
                 "SELECT DISTINCT tenant_id FROM public.messages"

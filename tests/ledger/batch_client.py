@@ -18,10 +18,10 @@ class BatchClient(Sender):
     """Publishes batches, one after the other."""
 
     away: ClassVar[tuple[type[Exception], ...]]
-    """Errors after which it connects again."""
+    """Errors after which the client connects again."""
 
     wrong: ClassVar[tuple[type[Exception], ...]]
-    """Errors that end it, unless it is patient."""
+    """Errors that end the client, unless it is patient."""
 
     def _run(self) -> None:
         batch: list[Message] = []

@@ -22,16 +22,16 @@ from tests.ledger.sql_client import SqlClient
 from tests.waiting import DEADLINE, eventually
 
 LIGHT = 40.0
-"""Messages a second of all clients together: what a fault interrupts is under way at any rate, and
-each message costs the processor's time four times, from the client to the ledger's check."""
+"""Messages a second of all clients together. At any rate a fault finds messages in flight, and each
+message costs processor time four times, from the client to the ledger's check."""
 
 FLOWING, FLOWING_LIGHTLY = 50, 10
-"""Confirms that show a client's messages to flow."""
+"""Confirms that show that a client's messages flow."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Noted:
-    """Stands among the clients for what a tenant's others were promised, whoever they are."""
+    """Stands among the clients for a message of a tenant's client outside the ledger."""
 
     tenant_id: str
     sent: dict[str, Entry] = field(default_factory=dict)
@@ -41,11 +41,11 @@ class Noted:
 
 @dataclass(slots=True, kw_only=True)
 class Ledger:
-    """All clients of a test. `check` compares what they were promised with what is there.
+    """All clients of a test. `check` compares what they were promised with what exists.
 
-    Dead letters count as well, and are compared: RabbitMQ's by the URL of an administrator, else
-    those that are kept in the database, as on the embedded broker and on Iggy.
-    Clients without a limit publish `most` messages a second together, however many are asked for.
+    Dead letters count as well, and are compared: those on RabbitMQ if an administrator's URL is
+    given, else those in the database, as on the embedded broker and on Iggy.
+    Clients without a limit publish at most `most` messages a second together.
     """
 
     database_url: str = field(repr=False)
@@ -54,9 +54,9 @@ class Ledger:
     most: float = math.inf
     clients: list[Sender | Noted] = field(default_factory=list)
     ordered: set[str] = field(default_factory=set)
-    """Topics whose partitions are to be in order."""
+    """Topics whose partitions must be in order."""
     removing: bool = False
-    """Whether stored messages are removed again, by retention."""
+    """Whether retention removes stored messages."""
     _audit: Audit | None = None
 
     @contextmanager
@@ -102,7 +102,7 @@ class Ledger:
                 client.abandon()
 
     def note(self, tenant_id: str, draft: Draft, *, confirmed: bool) -> None:
-        """Write down a message of somebody who is none of the ledger's clients."""
+        """Write down a message of a client that is not one of the ledger's."""
         made = Noted(tenant_id=tenant_id, sent={draft.key: entry(draft, DEFAULT)})
         if self.record is not None:
             self.record.sent(tenant_id, draft.key, made.sent[draft.key])
@@ -126,7 +126,7 @@ class Ledger:
     def wait_confirmed(self, more: int | None = None, *, timeout: float = DEADLINE) -> None:
         """Wait until every client that still publishes has `more` confirms than now.
 
-        By default as many as show that messages flow.
+        The default is as many as show that messages flow.
         """
         if more is None:
             more = FLOWING if math.isinf(self.most) else FLOWING_LIGHTLY
@@ -144,7 +144,7 @@ class Ledger:
             return int(row[0])
 
     def follow(self) -> int:
-        """Take in the rows that are new; give the number of all."""
+        """Read the new rows; return the number of all rows."""
         return self.audit.follow(self._sent())
 
     def check(
@@ -167,7 +167,7 @@ class Ledger:
             except AssertionError as late:
                 raise AssertionError(f"{late}; the ledger: {self.judge()}") from late
             found = self.judge()
-            # What was sent and not confirmed counts as well: it may have come before the rest.
+            # Messages sent and not confirmed count as well: they may have arrived before the rest.
             if not found.missing or time.monotonic() > until:
                 break
         assert found.clean, str(found)

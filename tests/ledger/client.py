@@ -14,13 +14,13 @@ from tests.ledger.sender import Message, Sender
 
 RECONNECT_AFTER = 0.1
 EVERY = 0.05
-"""Seconds after which is published again what is due by then."""
+"""Seconds between two rounds of publishing; each round publishes what is due by then."""
 
 
 class Client(Sender):
     """Publishes with confirms, reconnects, sends the unconfirmed again.
 
-    A message that no queue takes is an error, or sent again by a `patient` client.
+    A message that no queue takes is an error; a `patient` client sends it again instead.
     """
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -61,7 +61,7 @@ class Client(Sender):
                     self._connection = None
                 self._channel = None
                 connection.ioloop.close()
-            # In the order of their tags; the broker may have them already, under the same ids.
+            # In the order of their tags; the broker may have them already, with the same ids.
             self._again.extendleft(reversed(self._unconfirmed.values()))
             self._unconfirmed.clear()
             self._abandoned.wait(RECONNECT_AFTER)
@@ -83,7 +83,7 @@ class Client(Sender):
         channel.confirm_delivery(self._on_confirm, callback=lambda _: self._tick())
 
     def _on_return(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
-        """Hear that no queue has taken a message; its confirm follows, and means nothing."""
+        """Note that no queue took a message; the confirm that follows means nothing."""
         if self._patient:
             headers = properties.headers or {}
             self._returned.add(str(properties.message_id or headers.get(KEY_HEADER)))

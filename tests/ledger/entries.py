@@ -1,4 +1,4 @@
-"""What is written down of a message, and how its content is recognised again."""
+"""The ledger's entry of a message, and how the message's content is recognised again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, Literal, TypeAlias
 Fate: TypeAlias = Literal["stored", "dead_lettered", "either"]
 
 KEY_HEADER = "ledger"
-"""Names a message in the ledger whose AMQP message id can't: it has none, or a strange one."""
+"""The header with the ledger's key of a message whose AMQP id is missing or can't be the key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where messages go, and where they must turn up."""
+    """The routing key of messages, and the topic and partition where they must turn up."""
 
     routing_key: str
     topic: str
@@ -36,18 +36,18 @@ class Entry:
     content_type: str | None
     sha256: str
     meaning: str | None = None
-    """A digest of what its JSON says: `jsonb` writes it anew."""
+    """A digest of what the JSON says: `jsonb` formats the text anew."""
     fate: Fate = "stored"
     opaque: bool = False
-    """Its content type is no text: what a reader makes of it is not compared."""
+    """The content type is not text, so the type that a reader shows is not compared."""
     sender: str = ""
     number: int = 0
-    """Which of its sender's messages it is, in the order of publishing."""
+    """The message's number among its sender's, in the order of publishing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A message to be sent. `key` names it in the ledger; without headers it is its message id."""
+    """A message to send. `key` names it in the ledger; without headers it is the message id."""
 
     key: str
     message_id: str | bytes | None
@@ -82,11 +82,11 @@ class Sent:
 
 
 Maker: TypeAlias = Callable[[str, int], Draft]
-"""Makes a tenant's message of a number."""
+"""Makes a tenant's message with the given number."""
 
 
 def mixed(tenant_id: str, number: int) -> Draft:
-    """Make JSON; every third message is bytes that are no text."""
+    """Make a JSON message; every third message is bytes that are not text."""
     key = str(uuid.uuid4())
     if number % 3:
         content = {"tenant": tenant_id, "number": number, "note": "ä€" * 40}
@@ -115,7 +115,7 @@ def sha256(content: bytes) -> str:
 
 
 def meaning(document: bytes | str) -> str | None:
-    """Digest what a JSON document says, to the last digit; None of what is no JSON."""
+    """Digest what a JSON document says, to the last digit; return None if it is not JSON."""
     try:
         content = json.loads(document, parse_float=Decimal, parse_int=Decimal)
         return sha256(_canonical(content).encode())

@@ -20,7 +20,7 @@ ANSWER = 10.0
 
 
 class IggyClient(BatchClient):
-    """Publishes as the tenant's user that may send, a request for each partition."""
+    """Publishes as the tenant's user that may send, with a request for each partition."""
 
     away = (BrokerUnavailableError,)
     wrong = (BrokerError,)

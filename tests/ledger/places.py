@@ -86,7 +86,7 @@ def rows(connection: psycopg.Connection[Any], tenant_id: str, after: int) -> Ite
 
 
 def queued(broker_url: str, queue: str) -> list[Queued]:
-    """List what lies ready in a queue; it stays there. A queue that is not there holds nothing."""
+    """List the ready messages of a queue, and leave them there; a missing queue holds none."""
     found: list[Queued] = []
 
     def take(_channel: Any, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
@@ -129,7 +129,7 @@ def rejected_in_sql(connection: psycopg.Connection[Any], tenant_id: str) -> list
 
 
 def queued_in_sql(connection: psycopg.Connection[Any], queue: str) -> list[Queued]:
-    """List what lies in a queue of the embedded broker."""
+    """List the messages in a queue of the embedded broker."""
     return _queued_rows(connection, _QUEUED, queue)
 
 
@@ -164,7 +164,7 @@ def _count(connection: pika.BlockingConnection, queue: str) -> int:
 
 
 def ready(broker_url: str, queues: list[str]) -> int:
-    """Count what lies ready in queues, by what these say themselves."""
+    """Count the ready messages of queues, by the queues' own counts."""
     with pika.BlockingConnection(pika.URLParameters(broker_url)) as connection:
         channel = connection.channel()
         return sum(

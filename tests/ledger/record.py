@@ -12,9 +12,9 @@ from tests.ledger.entries import Entry, Target
 
 
 class Record:
-    """Appends to a file; what it has written outlives the process, also a killed one.
+    """Appends to a file; written lines outlive the process, even if it is killed.
 
-    Several threads may write: a line goes out in one piece.
+    Several threads may write: each line is written in one piece.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +30,7 @@ class Record:
         self._write({"sent": key, "tenant": tenant_id, **asdict(entry)})
 
     def confirmed(self, tenant_id: str, keys: Iterable[str]) -> None:
-        """Note what the broker has taken on."""
+        """Note the messages that the broker has confirmed."""
         self._write({"confirmed": list(keys), "tenant": tenant_id})
 
     def _write(self, line: dict[str, object]) -> None:
@@ -44,7 +44,7 @@ def read(path: Path) -> tuple[dict[tuple[str, str], Entry], set[tuple[str, str]]
     with path.open(encoding="utf-8") as file:
         for line in file:
             if not line.endswith("\n"):
-                break  # a kill came in the middle of the last line
+                break  # the writer was killed in the middle of its last line
             fields = json.loads(line)
             tenant_id = fields.pop("tenant")
             if "confirmed" in fields:

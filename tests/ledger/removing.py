@@ -1,4 +1,4 @@
-"""The comparison where stored messages are removed again: their ids are remembered."""
+"""The comparison if retention removes stored messages: their ids are remembered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEFT JOIN tenantry.removals AS r ON r.tenant_id = c.tenant_id COLLATE "C" WHERE 
 
 
 class RemovingAudit(Audit):
-    """Takes a message that was removed for one that is there, once; each has its key as its id."""
+    """Counts a removed message as stored once; the key of each message must be its id."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,7 +42,7 @@ class RemovingAudit(Audit):
         return super().missing(confirmed) - self._removed
 
     def _count(self, sent: Sent, found: Findings) -> None:
-        """See that each message is a row or removed, and not both, and that as many are counted."""
+        """Check that no message is both a row and removed, and that the counts agree."""
         with psycopg.connect(self._database_url) as connection:
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             for tenant_id in sent.tenants:
