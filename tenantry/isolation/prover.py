@@ -225,7 +225,7 @@ class IsolationProver:
 
 
 def neighbours(mine: TenantTopology, everybody: Sequence[TenantTopology]) -> list[TenantTopology]:
-    """Choose the tenants to try: all, or those whose ids share a prefix and a random sample."""
+    """Choose the tenants to try: all, or ids that extend one another and a random sample."""
     others = [one for one in everybody if one.tenant_id != mine.tenant_id]
     if len(others) <= NEIGHBOURS:
         return others

@@ -61,7 +61,7 @@ class Slot:
     latencies: Sequence[int] = NONE
 
     def plus(self, other: Slot) -> Slot:
-        """Return a slot with another's counts added to this one's."""
+        """Return a slot with the sums of both slots' counts, and the larger backlog."""
         return Slot(
             at=self.at,
             stored=self.stored + other.stored,

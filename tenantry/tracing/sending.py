@@ -152,9 +152,9 @@ class ToldOnce(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        """Give up what is under way."""
+        """Give up the export under way."""
         self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Do nothing: none wait here."""
+        """Do nothing: no spans wait here."""
         return self._exporter.force_flush(timeout_millis)
