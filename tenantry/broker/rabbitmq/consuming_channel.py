@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final, Protocol
 
 import structlog
+from pika import spec
 from pika.channel import Channel
 from pika.exceptions import ChannelWrongStateError
 
@@ -194,9 +195,7 @@ class ConsumingChannel:
             return
         if self.is_open and self._owner.wanted:
             self._renewing.add(place)
-            self._channel.basic_cancel(
-                self._tags[place], callback=partial(self._consume_again, place)
-            )
+            self._cancel_consumer(self._tags[place], partial(self._consume_again, place))
 
     def _consume_again(self, place: int, _frame: object) -> None:
         if self._gone:
@@ -223,7 +222,7 @@ class ConsumingChannel:
         shed = self._admission.shed
         shed.append(tag)
         if len(self._paused) == len(self._queues):
-            # RabbitMQ may confirm a cancel before it has sent all deliveries in flight.
+            # A delivery was still on its way here when the last cancel was answered.
             self._give_back()
         elif len(shed) > 1 or not self._owner.wanted:
             return
@@ -233,7 +232,7 @@ class ConsumingChannel:
             for place, consumer_tag in enumerate(self._tags):
                 if place not in self._renewing:
                     self._renewing.add(place)
-                    self._channel.basic_cancel(consumer_tag, callback=partial(self._pause, place))
+                    self._cancel_consumer(consumer_tag, partial(self._pause, place))
 
     def _begin_smaller(self) -> None:
         """Begin another channel with fewer messages in hand, so that all come in order.
@@ -306,9 +305,19 @@ class ConsumingChannel:
         for place, tag in enumerate(self._tags):
             # A consumer that is being replaced has been cancelled already, and is not.
             if tag in self._uncancelled and place not in self._renewing:
-                self._channel.basic_cancel(tag, callback=partial(self._cancel_ok, tag))
+                self._cancel_consumer(tag, partial(self._cancel_ok, tag))
         if not self._uncancelled:
             self._cancelled()
+
+    def _cancel_consumer(self, tag: str, answered: Callable[[object], None]) -> None:
+        """Cancel one consumer; `answered` is called with the broker's answer to this cancel.
+
+        The callback of pika's `basic_cancel` is called at the first answer to any cancel on the
+        channel, when others have not been sent yet.
+        """
+        number, answer = self._channel.channel_number, spec.Basic.CancelOk
+        self._channel.callbacks.add(number, answer, answered, arguments={"consumer_tag": tag})
+        self._channel.basic_cancel(tag, callback=_wait_for_answer)
 
     def _wait_no_longer(self) -> None:
         """Give up a channel that a silent queue blocks for all others."""
@@ -377,3 +386,7 @@ def _taker(buffer: list[Delivery], flush_soon: Callable[[], object]) -> Callable
         buffer.append(delivery)
 
     return take
+
+
+def _wait_for_answer(_frame: object) -> None:
+    """Do nothing: with a callback, pika asks the broker to answer a cancel."""
