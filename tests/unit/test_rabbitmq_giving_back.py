@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from tenantry.broker.budget import OVERHEAD, Budget
 from tenantry.broker.port import QueueSpec
@@ -49,8 +49,18 @@ class Broker:
         if callback is not None:
             callback(None)
 
+    @property
+    def callbacks(self) -> Broker:
+        return self
+
+    def add(self, *key: object, arguments: dict[str, str]) -> None:
+        """Take note of whom to tell that a consumer's cancel is answered."""
+        *_, answered = key
+        assert arguments.keys() == {"consumer_tag"}
+        self.cancels.append(cast("Callable[[object], None]", answered))
+
     def basic_cancel(self, _tag: str, callback: Callable[[object], None]) -> None:
-        self.cancels.append(callback)
+        """Send nothing; the answer comes when a test says so."""
 
     def basic_ack(self, tag: int, *, multiple: bool) -> None:
         assert multiple
