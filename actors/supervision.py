@@ -62,24 +62,6 @@ def tell(ref: Ref, message: object) -> bool:
     return True
 
 
-def check_spare_threads(count: int) -> None:
-    """Start so many threads and end them. Raises `NoThreadError` where that is not possible."""
-    release, started = threading.Event(), list[threading.Thread]()
-    try:
-        for _ in range(count):
-            thread = threading.Thread(target=release.wait, name="spare", daemon=True)
-            thread.start()
-            started.append(thread)
-    except RuntimeError:
-        pass
-    finally:
-        release.set()
-        for thread in started:
-            thread.join()
-    if len(started) < count:
-        raise NoThreadError
-
-
 def refuse(message: Execute, error: Exception) -> None:
     """Answer a command with an error, unless it has been answered."""
     with suppress(InvalidStateError):
@@ -219,6 +201,45 @@ class SupervisedActor(pykka.ThreadingActor):
         if isinstance(message, Execute):
             restarted = "the tenant's actor was restarted; try again"
             refuse(message, ControlUnavailableError(restarted))
+
+
+class SpareThreads:
+    """Sees, now and then, that more threads than one can be started: all other parts need some."""
+
+    SPARE: Final = 96
+    EVERY: Final = 16
+    """The number of actors between two looks."""
+
+    PAUSE: Final = 1.0
+    """Seconds for which a look that has found too few stands: many actors may wait."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self._none_until = 0.0
+
+    def check(self, now: float) -> None:
+        """Be called before each start of an actor. Raises `NoThreadError`."""
+        if now < self._none_until:
+            raise NoThreadError
+        if self._asked % self.EVERY == 0 and not self._can_be_started():
+            self._none_until = now + self.PAUSE
+            raise NoThreadError
+        self._asked += 1
+
+    def _can_be_started(self) -> bool:
+        release, started = threading.Event(), list[threading.Thread]()
+        try:
+            for _ in range(self.SPARE):
+                thread = threading.Thread(target=release.wait, name="spare", daemon=True)
+                thread.start()
+                started.append(thread)
+        except RuntimeError:
+            return False
+        finally:
+            release.set()
+            for thread in started:
+                thread.join()
+        return True
 
 
 class ActorHeartbeat(Heartbeat):

@@ -37,13 +37,7 @@ from tenantry.actors.messages import (
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.reconciler import Reconciler, existing_tenants
 from tenantry.actors.runtime_state import RuntimeState, TenantRuntimeState
-from tenantry.actors.supervision import (
-    NoThreadError,
-    SupervisedActor,
-    check_spare_threads,
-    refuse,
-    tell,
-)
+from tenantry.actors.supervision import NoThreadError, SpareThreads, SupervisedActor, refuse, tell
 from tenantry.actors.tenant import Tenant
 from tenantry.control.port import ControlUnavailableError, ElsewhereError, SystemState
 from tenantry.domain import names
@@ -57,12 +51,6 @@ RELEASE_SECONDS: Final = 10.0
 """Seconds a tenant may take to finish its deliveries before its hand-over to another node."""
 
 AUTOSCALER: Final = Metadata(actor="autoscaler")
-
-SPARE_THREADS: Final = 96
-"""Threads that must be startable before a tenant is started: all other parts need some, too."""
-
-CHECK_SPARE_EVERY: Final = 16
-"""The number of tenants started between two checks of that."""
 
 LONGEST_WAIT_FOR_THREADS: Final = 30.0
 """Seconds between attempts to start a tenant when no more threads can be started."""
@@ -86,7 +74,7 @@ class Supervisor(SupervisedActor):
         self._restarts = Restarts()
         self._restarting: dict[str, str | None] = {}
         self._failures = 0
-        self._started = 0
+        self._spare_threads = SpareThreads()
         self._without_thread: Counter[str] = Counter()
         """By tenant, the failed attempts in a row to start it for want of threads."""
         self._drain: DrainAll | None = None
@@ -217,8 +205,7 @@ class Supervisor(SupervisedActor):
         fresh: bool = False,
     ) -> Ref:
         """Start a tenant's actor. Raises `NoThreadError`."""
-        if self._started % CHECK_SPARE_EVERY == 0:
-            check_spare_threads(SPARE_THREADS)
+        self._spare_threads.check(self._clock.now())
         # A new state each time: a replaced actor can only write to its old one.
         runtime = self._runtime.renew(tenant_id)
         runtime.stands_still = park
@@ -229,7 +216,6 @@ class Supervisor(SupervisedActor):
             runtime=runtime,
             fresh=fresh,
         )
-        self._started += 1
         runtime.ref = ref
         self._tenants[tenant_id] = ref
         tell(ref, Begin(park=park, intact=intact, in_order=in_order))
@@ -395,6 +381,8 @@ class Supervisor(SupervisedActor):
         owned = self._ports.ownership.owns(tenant_id) and tenant_id not in self._leaving
         if self._drain is None and owned and tenant_id not in self._tenants:
             self._try_to_start(tenant_id, park=park)
+        else:
+            self._without_thread.pop(tenant_id, None)
 
     # Between nodes.
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from tenantry.actors import backoff, runtime_state, tenant
 from tenantry.actors.messages import DrainAll, Orphan
 from tenantry.actors.runtime_state import RuntimeState
-from tenantry.actors.supervision import tell
+from tenantry.actors.supervision import NoThreadError, SpareThreads, tell
 from tenantry.actors.tree import drain_and_stop
 from tenantry.control.port import ControlUnavailableError, ElsewhereError, SystemState
 from tenantry.domain import names
@@ -70,6 +70,23 @@ def test_a_tenant_that_no_thread_is_left_for_is_refused_and_the_others_go_on(
     tree.deliver("b", "1")
     eventually(lambda: tree.stored("b") == {"1"})
     assert not tree.crashes
+
+
+def test_too_few_spare_threads_are_noticed_and_not_looked_for_at_each_start(
+    threads_run_out: threading.Event,
+) -> None:
+    spare = SpareThreads()
+    spare.check(0.0)
+    threads_run_out.set()
+    for _ in range(SpareThreads.EVERY - 1):
+        spare.check(0.0)
+    with pytest.raises(NoThreadError):
+        spare.check(0.0)
+    threads_run_out.clear()
+    with pytest.raises(NoThreadError):
+        spare.check(SpareThreads.PAUSE / 2)
+    spare.check(SpareThreads.PAUSE)
+    assert not [one for one in threading.enumerate() if one.name == "spare"]
 
 
 def test_a_tenant_waits_for_a_thread_and_says_so(
