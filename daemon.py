@@ -59,7 +59,7 @@ from tenantry.process.reload import LiveSettings
 from tenantry.process.service_manager import Notifier, Report, Watchdog
 from tenantry.process.signals import DRAIN_SECONDS, Signals, StopRequestedError, end_at_latest
 from tenantry.process.start_checks import allow_open_files, explained, export_of, make_state_dir
-from tenantry.process.threads import Threads
+from tenantry.process.threads import Threads, allow_many_waiting_threads
 from tenantry.settings import Settings, SettingsError
 from tenantry.terms.keeper import Candidate, TermKeeper, holder_of
 from tenantry.terms.lease import LOOK_EVERY
@@ -102,6 +102,7 @@ def serve(settings: Settings, load: Callable[[], Settings]) -> int:
     `HandlerResolveError`, `StartError`.
     """
     allow_open_files(settings)
+    allow_many_waiting_threads()
     try:
         failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     except failpoints.FailpointsError as error:
