@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import pykka
 import structlog
@@ -75,8 +75,6 @@ class SupervisedActor(pykka.ThreadingActor):
     actor's own thread and must give back the actor's resources.
     """
 
-    use_daemon_thread = True  # A hung actor must not keep the process from ending.
-
     def __init__(self, *, name: str, parent: Ref | None, tenant_id: str | None = None) -> None:
         super().__init__()
         self.name = name
@@ -111,18 +109,25 @@ class SupervisedActor(pykka.ThreadingActor):
 
     # Pykka's hooks.
 
+    @classmethod
+    def start(cls, *args: Any, **kwargs: Any) -> pykka.ActorRef[Self]:
+        """Start an actor, and leave it out of pykka's registry. Raises `NoThreadError`.
+
+        The registry is a list, and each actor that ends searches all of it.
+        """
+        actor = cls(*args, **kwargs)
+        actor._start_actor_loop()
+        return actor.actor_ref
+
     def _start_actor_loop(self) -> None:
-        """Start the actor's thread. Raises `NoThreadError`."""
         try:
-            super()._start_actor_loop()
+            ActorThread(self).start()
         except RuntimeError as error:
-            pykka.ActorRegistry.unregister(self.actor_ref)
             raise NoThreadError from error
 
     def on_start(self) -> None:
-        """Name the thread, and bind its log lines, after the actor."""
+        """Bind the log lines of the actor's thread to the actor."""
         self.heartbeat.thread = threading.current_thread()
-        self.heartbeat.thread.name = self.heartbeat.name
         context = {"actor": self.name}
         if self.tenant_id is not None:
             context["tenant"] = self.tenant_id
@@ -201,6 +206,15 @@ class SupervisedActor(pykka.ThreadingActor):
         if isinstance(message, Execute):
             restarted = "the tenant's actor was restarted; try again"
             refuse(message, ControlUnavailableError(restarted))
+
+
+class ActorThread(threading.Thread):
+    """An actor's thread; a hung one does not keep the process from ending."""
+
+    def __init__(self, actor: SupervisedActor) -> None:
+        self.heartbeat = actor.heartbeat
+        name = self.heartbeat.name
+        super().__init__(target=actor._actor_loop, name=name, daemon=True)  # noqa: SLF001
 
 
 class SpareThreads:

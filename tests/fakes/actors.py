@@ -8,15 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import pykka
-
 from tenantry.actors.clock import ThreadClock
 from tenantry.actors.control import ActorControl
 from tenantry.actors.messages import Orphan
 from tenantry.actors.ports import ActorPorts, Observer
 from tenantry.actors.provisioner import Provisioner
 from tenantry.actors.runtime_state import RuntimeState
-from tenantry.actors.supervision import heartbeat_of
+from tenantry.actors.supervision import ActorThread
 from tenantry.actors.tree import begin, drain_and_stop, start_actors
 from tenantry.actors.watch import FROZEN, LONGEST_ROUND, Watch
 from tenantry.control.port import Outcome
@@ -122,9 +120,9 @@ class Tree:
     def busy(self) -> set[str]:
         """Name the actors that are at work."""
         return {
-            heartbeat.name
-            for ref in pykka.ActorRegistry.get_all()
-            if (heartbeat := heartbeat_of(ref)).overdue(math.inf, patience=0) is not None
+            thread.heartbeat.name
+            for thread in running_actors()
+            if thread.heartbeat.overdue(math.inf, patience=0) is not None
         }
 
     def execute(self, command: Command, timeout: float = DEADLINE) -> Outcome:
@@ -151,6 +149,11 @@ class Tree:
         return [type(one.event).__name__ for one in self.journal.read_stream(stream)]
 
 
+def running_actors() -> list[ActorThread]:
+    """Give the threads of all actors of this process."""
+    return [one for one in threading.enumerate() if isinstance(one, ActorThread)]
+
+
 @contextmanager
 def running_tree(
     prepare: Callable[[Tree], None] | None = None,
@@ -169,4 +172,4 @@ def running_tree(
         for gate in tree.store.gates.values():
             gate.set()
         tree.stop()
-        eventually(lambda: not pykka.ActorRegistry.get_all(), what="all actors stopped")
+        eventually(lambda: not running_actors(), what="all actors stopped")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pykka
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -11,7 +10,7 @@ from tenantry.domain.commands import PauseTenant, RequestDeletion, ResizeWorkers
 from tenantry.domain.tenant import Lifecycle
 from tenantry.messages.port import MessageStoreError, StoreUnavailableError
 from tests.depth import examples
-from tests.fakes.actors import Tree
+from tests.fakes.actors import Tree, running_actors
 from tests.fakes.messages import incoming
 from tests.waiting import eventually
 
@@ -126,7 +125,7 @@ class TenantLife(RuleBasedStateMachine):
             eventually(lambda: not self.tree.subscription(TENANT).unsettled)
         finally:
             self.tree.stop()
-            eventually(lambda: not pykka.ActorRegistry.get_all())
+            eventually(lambda: not running_actors())
 
 
 TenantLife.TestCase.settings = settings(

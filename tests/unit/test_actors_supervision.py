@@ -24,7 +24,7 @@ from tenantry.domain.events import TenantParked
 from tenantry.domain.tenant import Lifecycle
 from tenantry.journal.port import JournalError
 from tenantry.messages.port import MessageStoreError
-from tests.fakes.actors import Tree
+from tests.fakes.actors import Tree, running_actors
 from tests.fakes.faults import outage
 from tests.waiting import eventually
 
@@ -52,17 +52,23 @@ def threads_run_out(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return run_out
 
 
+def test_actors_are_not_in_a_list_that_each_end_of_an_actor_would_search(tree: Tree) -> None:
+    tree.create("a")
+    assert running_actors()
+    assert not pykka.ActorRegistry.get_all()
+
+
 def test_a_tenant_that_no_thread_is_left_for_is_refused_and_the_others_go_on(
     tree: Tree, threads_run_out: threading.Event
 ) -> None:
     tree.create("a")
     tree.deliver("a", "1")
     eventually(lambda: tree.stored("a") == {"1"})
-    actors = len(pykka.ActorRegistry.get_all())
+    actors = len(running_actors())
     threads_run_out.set()
     with pytest.raises(ControlUnavailableError, match="no more threads can be started"):
         tree.create("b")
-    assert len(pykka.ActorRegistry.get_all()) == actors
+    assert len(running_actors()) == actors
     tree.deliver("a", "2")
     eventually(lambda: tree.stored("a") == {"1", "2"})
     threads_run_out.clear()
