@@ -221,7 +221,7 @@ class SpareThreads:
     """Sees, now and then, that more threads than one can be started: all other parts need some."""
 
     SPARE: Final = 96
-    EVERY: Final = 16
+    EVERY: Final = 32
     """The number of actors between two looks."""
 
     PAUSE: Final = 1.0
