@@ -36,7 +36,7 @@ from tenantry.actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from tenantry.actors.pace import paced, prefetch_within
+from tenantry.actors.pace import Portions, paced, prefetch_within
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.runtime_state import REFUSALS, TenantRuntimeState
 from tenantry.actors.settlement import Settlement
@@ -94,6 +94,7 @@ class Consumer(SupervisedActor):
         me, clock = self.actor_ref, ports.clock
         self._paced = partial(paced, consumer=me, clock=clock, runtime=runtime)
         self._pace = self._paced(limits, full=False)
+        self._portions = Portions(tenant_id, ports.neighbours, consumer=me, clock=clock)
         lanes = lanes_of([(one.topic, one.partition) for one in queues if one.ordered])
         self._buffer = Buffer(consumer=me, ports=ports, lanes=lanes)
         self._redo: deque[Batch] = deque()
@@ -170,6 +171,9 @@ class Consumer(SupervisedActor):
                 if self._pace is not None:
                     self._pace.reminded()
                     self._dispatch()
+            case Reminder.PORTION_DUE:
+                self._portions.reminded()
+                self._dispatch()
             case Reminder.RETRY_DUE:
                 self._retry()
             case Reminder.LOOK_FOR_IDLE_WORKERS:
@@ -209,6 +213,7 @@ class Consumer(SupervisedActor):
         self._adopt(generation)
         if generation < self._generation:
             return
+        self._portions.came(len(deliveries))
         in_order = self._buffer.take_in(deliveries)
         if in_order:
             self._settlement.enter_in_order(in_order)
@@ -256,30 +261,35 @@ class Consumer(SupervisedActor):
 
     def _cut(self) -> Batch | None:
         """Cut the next batch, if one should go out now."""
-        if self._pool.busy and not self._buffer.is_due():
+        buffer, pace, busy = self._buffer, self._pace, bool(self._pool.busy)
+        if busy and not buffer.is_due():
             return None
-        most, pace = self._batch_size(), self._pace
-        if pace is not None:
-            most = pace.allowed(self._buffer.ready, batch_size=most)
-            if not most:
-                return None
+        limits = self._ports.limits()
+        most = self._portions.allowed(
+            buffer.ready,
+            batch_size=limits.batch_size,
+            portion=limits.batch_size_beside_others,
+            busy=busy,
+        )
+        if most and pace is not None:
+            most = pace.allowed(buffer.ready, batch_size=most)
+        if not most:
+            return None
         places = self._pool.limit - len(self._pool.busy)
-        batch = self._buffer.cut(self._generation, most, places=places)
+        batch = buffer.cut(self._generation, most, places=places)
+        self._portions.gone(len(batch.deliveries), waiting=buffer.ready, busy=busy)
         if pace is not None:
             pace.gone(len(batch.deliveries))
         if batch.ticket is None:
             self._settlement.enter(batch)
         return batch
 
-    def _batch_size(self) -> int:
-        return self._ports.limits().batch_size
-
     def _retry(self) -> None:
         """Give out due held deliveries. While draining they stay held: the broker requeues them."""
         self._settlement.reminded()
         if self._draining or self._cancelled:
             return
-        size = self._batch_size()
+        size = self._ports.limits().batch_size
         self._redo += self._settlement.take_due(self._generation, batch_size=size)
         self._dispatch()
 

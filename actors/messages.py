@@ -100,6 +100,8 @@ class Reminder(Enum):
     """To a consumer: the pause of held deliveries may be over."""
     TOKENS_DUE = auto()
     """To a consumer: the tenant's rate may allow another batch."""
+    PORTION_DUE = auto()
+    """To a consumer: the next portion of a backlog may go."""
     LOOK_FOR_IDLE_WORKERS = auto()
     """To a consumer: release the workers that have had nothing to do."""
     TRY_AGAIN = auto()

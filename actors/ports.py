@@ -16,6 +16,7 @@ from tenantry.messages.port import MessageStore
 from tenantry.projections.port import TenantDirectory
 from tenantry.settings.model import Consumer as ConsumerSettings
 from tenantry.tracing import Tracer
+from tenantry.turns.neighbours import Neighbours
 from tenantry.turns.turns import Weights
 
 
@@ -135,8 +136,8 @@ class ActorPorts:
     `messages` is the store that workers use, with the handlers before it. `limits` returns the
     consumer's settings in force; their `prefetch` is shared by a tenant's queues. `reconcile_every`
     is in seconds between two looks for drift; `store_patience`, the seconds that a batch may take,
-    where that is longer than an actor may be silent. `weights` holds the tenants' weights; the
-    `tracer` traces the work.
+    where that is longer than an actor may be silent. `weights` holds the tenants' weights, and
+    `neighbours` knows who is quiet; the `tracer` traces the work.
     """
 
     journal: EventStore
@@ -153,4 +154,5 @@ class ActorPorts:
     store_patience: float | None = None
     ownership: Ownership = field(default_factory=AllMine)
     weights: Weights = field(default_factory=Weights)
+    neighbours: Neighbours = field(default_factory=Neighbours)
     tracer: Tracer = field(default_factory=Tracer)

@@ -18,6 +18,7 @@ RELOADABLE: Final = frozenset(
         "log.level",
         "log.format",
         "consumer.batch_size",
+        "consumer.batch_size_beside_others",
         "consumer.linger_ms",
         "shutdown.deadline_seconds",
         "security.jwt_secret",

@@ -272,14 +272,16 @@ class Consumer(_Section):
     """How deliveries are consumed: how many may be unsettled, a batch's size and its linger.
 
     `prefetch` counts a tenant's messages, `prefetch_bytes` their bytes; `prefetch_bytes_total`
-    those of all tenants together. `stored_at_once` is the least number of full batches stored at a
-    time while tenants compete; 0 for no turns.
+    those of all tenants together. A backlog beside quiet tenants is stored in batches of
+    `batch_size_beside_others`, unless `batch_size` is smaller. `stored_at_once` is the least number
+    of full batches stored at a time while tenants compete; 0 for no turns.
     """
 
     prefetch: int = Field(default=4000, ge=1, le=65535)
     prefetch_bytes: int = Field(default=32 * 2**20, ge=2**20, le=2**40)
     prefetch_bytes_total: int = Field(default=256 * 2**20, ge=2**20, le=2**40)
     batch_size: int = Field(default=1000, ge=1, le=5000)
+    batch_size_beside_others: int = Field(default=250, ge=1, le=65535)
     linger_ms: float = Field(default=5.0, ge=0, le=60000, allow_inf_nan=False)
     stored_at_once: float = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)
 

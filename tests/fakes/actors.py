@@ -51,6 +51,7 @@ class Tree:
         self.broker = FakeBroker()
         self.administration = FakeAdministration(self.faults)
         self.crashes: list[str] = []
+        self.limits = ConsumerSettings(prefetch=100, batch_size=5, linger_ms=10)
         self.now = time.monotonic()
         self._passed = 0.0
         self.start()
@@ -62,7 +63,6 @@ class Tree:
         self.runtime = RuntimeState()
         self.watch = Watch(self.runtime, now=lambda: self.now)
         self.weights = Weights()
-        limits = ConsumerSettings(prefetch=100, batch_size=5, linger_ms=10)
         self.supervisor = start_actors(
             ActorPorts(
                 journal=self.journal,
@@ -78,7 +78,7 @@ class Tree:
                     sql_access=NoSqlAccess(),
                 ),
                 clock=self.clock,
-                limits=lambda: limits,
+                limits=lambda: self.limits,
                 observer=self.observer,
                 reconcile_every=self.look_every,
                 weights=self.weights,

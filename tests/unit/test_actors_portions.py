@@ -1,0 +1,178 @@
+"""A backlog beside quiet tenants goes in portions, one thing after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from unittest.mock import Mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenantry.actors.messages import Reminder
+from tenantry.actors.pace import FEW, PATIENCE, Portions
+from tenantry.turns.neighbours import LATELY, Neighbours
+from tests.fakes.actors import Tree
+from tests.waiting import eventually
+
+BATCH, PORTION, BACKLOG = 1000, 250, 4000
+
+
+class Hours:
+    """A clock that stands still until the next reminder."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.due: float | None = None
+
+    def now(self) -> float:
+        return self.time
+
+    def tell_later(self, delay: float, _ref: object, message: object) -> None:
+        assert message is Reminder.PORTION_DUE
+        assert self.due is None, "one reminder is enough"
+        self.due = self.time + delay
+
+
+class Backlog:
+    """A tenant with a backlog; `allowed` is what may go of it now."""
+
+    def __init__(self) -> None:
+        self.clock = Hours()
+        self.neighbours = Neighbours()
+        self.portions = Portions("flood", self.neighbours, consumer=Mock(), clock=self.clock)
+
+    def allowed(self, *, busy: bool = False, waiting: int = BACKLOG) -> int:
+        return self.portions.allowed(waiting, batch_size=BATCH, portion=PORTION, busy=busy)
+
+    def gone(self, count: int) -> None:
+        self.portions.gone(count, waiting=BACKLOG, busy=False)
+
+
+@pytest.fixture
+def backlog() -> Backlog:
+    return Backlog()
+
+
+def test_alone_or_beside_other_backlogs_it_goes_in_full_batches(backlog: Backlog) -> None:
+    backlog.gone(BATCH)
+    assert backlog.allowed() == backlog.allowed(busy=True) == BATCH
+
+
+def test_beside_a_quiet_tenant_one_portion_goes_after_the_other(backlog: Backlog) -> None:
+    backlog.neighbours.note("quiet", backlog.clock.time)
+    assert backlog.allowed() == PORTION
+    backlog.gone(PORTION)
+    assert backlog.allowed(busy=True) == 0, "the one before is being stored"
+    assert backlog.allowed() == 0, "the broker has not replaced it"
+    backlog.portions.came(PORTION - 1)
+    assert backlog.allowed() == 0
+    backlog.portions.came(1)
+    assert backlog.allowed() == PORTION
+    assert backlog.allowed(busy=True) == 0
+
+
+def test_what_takes_long_holds_up_no_other_worker(backlog: Backlog) -> None:
+    backlog.neighbours.note("quiet", backlog.clock.time)
+    backlog.gone(PORTION)
+    assert backlog.allowed(busy=True) == 0
+    assert backlog.clock.due == PATIENCE
+    backlog.clock.time = PATIENCE
+    backlog.portions.reminded()
+    assert backlog.allowed(busy=True) == PORTION
+
+
+def test_it_ends_soon_after_the_quiet_tenant_falls_silent(backlog: Backlog) -> None:
+    backlog.neighbours.note("quiet", backlog.clock.time)
+    backlog.gone(PORTION)
+    backlog.clock.time = LATELY
+    assert backlog.allowed() == BATCH
+
+
+def test_what_is_no_more_than_a_portion_goes_at_once(backlog: Backlog) -> None:
+    backlog.neighbours.note("quiet", backlog.clock.time)
+    backlog.gone(PORTION)
+    assert backlog.allowed(waiting=PORTION) == BATCH
+
+
+@pytest.mark.parametrize(
+    ("count", "waiting", "busy", "is_quiet"),
+    [
+        (1, 0, False, True),
+        (FEW, 0, False, True),
+        (FEW + 1, 0, False, False),
+        (1, 1, False, False),
+        (1, 0, True, False),
+    ],
+)
+def test_quiet_is_who_has_few_messages_and_no_others(
+    backlog: Backlog, count: int, waiting: int, busy: bool, is_quiet: bool
+) -> None:
+    other = Portions("other", backlog.neighbours, consumer=Mock(), clock=backlog.clock)
+    other.gone(count, waiting=waiting, busy=busy)
+    assert backlog.neighbours.beside("flood", 0.0) is is_quiet
+    assert not backlog.neighbours.beside("other", 0.0), "nobody is their own neighbour"
+
+
+def test_a_quiet_tenant_is_seen_past_ones_own_few_messages(backlog: Backlog) -> None:
+    backlog.neighbours.note("quiet", 0.0)
+    for _ in range(3):
+        backlog.neighbours.note("flood", 0.1)
+    assert backlog.neighbours.beside("flood", 0.2)
+
+
+steps = st.one_of(
+    st.tuples(st.just("quiet"), st.just(0.0)),
+    st.tuples(st.just("came"), st.integers(0, 2000)),
+    st.tuples(st.just("time"), st.floats(0, 2)),
+    st.tuples(st.just("stored"), st.just(0.0)),
+)
+
+
+@given(st.lists(steps, max_size=40))
+def test_a_backlog_never_waits_for_good(taken: list[tuple[str, float]]) -> None:
+    backlog, busy = Backlog(), False
+    for what, amount in taken:
+        if what == "quiet":
+            backlog.neighbours.note("quiet", backlog.clock.time)
+        elif what == "came":
+            backlog.portions.came(int(amount))
+        elif what == "time":
+            backlog.clock.time += amount
+        else:
+            busy = False
+        if allowed := backlog.allowed(busy=busy):
+            backlog.gone(allowed)
+            busy = True
+            continue
+        assert backlog.clock.due is not None
+        if backlog.clock.due <= backlog.clock.time:
+            backlog.clock.due = None
+            backlog.portions.reminded()
+            assert backlog.allowed(busy=busy)
+
+
+@pytest.fixture
+def in_portions_of_two(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
+    monkeypatch.setattr("tenantry.turns.neighbours.LATELY", math.inf)
+    tree.limits = tree.limits.model_copy(update={"batch_size_beside_others": 2})
+    yield tree
+    tree.store.gate.set()
+
+
+def test_beside_a_quiet_tenant_each_worker_has_a_portion(in_portions_of_two: Tree) -> None:
+    tree = in_portions_of_two
+    tree.create("flood", workers=3)
+    tree.create("quiet")
+    tree.deliver("quiet", "1")
+    eventually(lambda: tree.stored("quiet") == {"1"})
+    tree.store.gate.clear()
+    expected = {str(number) for number in range(30)}
+    tree.deliver("flood", *sorted(expected))
+    # The store takes longer than a portion's patience.
+    in_hand = tree.runtime.tenants["flood"].in_hand
+    eventually(lambda: list(in_hand.values()) == [2, 2, 2])
+    tree.store.gate.set()
+    eventually(lambda: tree.stored("flood") == expected)
+    eventually(lambda: not tree.subscription("flood").unsettled)
