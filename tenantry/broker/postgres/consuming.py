@@ -11,19 +11,19 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import psycopg
 import structlog
 
 from tenantry.broker import topology as layout
-from tenantry.broker.budget import Budget
+from tenantry.broker.budget import OWN, Budget
 from tenantry.broker.polled import PolledConsuming, move_first_to_end
 from tenantry.broker.port import DeliverySink, QueueSpec
 from tenantry.broker.postgres.reader_wakeup import QUIET, ReaderWakeup
-from tenantry.broker.postgres.reading import QueueReading, Stragglers
+from tenantry.broker.postgres.reading import MESSAGES, QueueReading, Stragglers
 from tenantry.broker.postgres.session import LEASE, QueueSession
-from tenantry.broker.postgres.subscription import Place, PostgresSubscription
+from tenantry.broker.postgres.subscription import Part, Place, PostgresSubscription
 from tenantry.database.errors import DatabaseError
 from tenantry.database.pool import Database
 
@@ -45,8 +45,18 @@ AT_ONCE: Final = 100
 FEW: Final = 8
 """Up to so many queues are fetched from directly; for more, one query first finds messages."""
 
-SMALL_CREDIT: Final = 0.02
+TOGETHER: Final = 100
+"""Subscriptions with few messages that are fetched for at once."""
+
+FEW_EACH: Final = 100
+FEW_BYTES: Final = OWN
+"""Messages of each of their queues, and bytes of all, that such a fetch brings at most."""
+
+SMALL_CREDIT: Final = 0.01
 """Seconds to wait before a fetch of the few messages that a queue's prefetch allows."""
+
+_Due: TypeAlias = tuple[PostgresSubscription, list[QueueReading]]
+"""A subscription to fetch for, and its queues that may have messages."""
 
 
 class PostgresConsuming(PolledConsuming[PostgresSubscription]):
@@ -316,7 +326,30 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             session.release(rest)
 
     def _fetch(self, session: QueueSession) -> float | None:
-        """Fetch once for all subscriptions with credit; give the seconds until the next, if any."""
+        """Fetch once for all subscriptions with credit; give the seconds until the next, if any.
+
+        Those with few messages come first, and together: a fetch each would take them longer than
+        the messages' way otherwise does, and behind a large one they would wait for it.
+        """
+        due, pause = self._due()
+        few = [] if self._budget.crowded else [one for one in due if one[0].has_few]
+        for start in range(0, len(few), TOGETHER):
+            self._fetch_from(session, few[start : start + TOGETHER], room=FEW_BYTES, most=FEW_EACH)
+        fetched = {subscription for subscription, _ in few}
+        for one in due:
+            subscription, _ = one
+            if subscription not in fetched and subscription.has_room():
+                self._fetch_from(session, [one], room=subscription.account.room)
+            if subscription.has_room() and subscription.hungry():
+                pause = 0.0 if pause is None or subscription.brought else pause
+        if self._budget.crowded and self._hungry:
+            # Next time the scarce room goes to another subscription first.
+            move_first_to_end(self._hungry)
+        return pause
+
+    def _due(self) -> tuple[list[_Due], float | None]:
+        """Find the subscriptions to fetch for; give the seconds until others are, if any."""
+        due: list[_Due] = []
         pause: float | None = None
         for subscription in tuple(self._hungry):
             if not any(one.hungry for one in subscription.held):
@@ -331,27 +364,36 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
                 if waited < SMALL_CREDIT:
                     pause = min(SMALL_CREDIT - waited, pause or SMALL_CREDIT)
                     continue
-            if not subscription.has_room():
-                continue
+            if subscription.has_room():
+                due.append((subscription, hungry))
+        return due, pause
+
+    def _fetch_from(
+        self, session: QueueSession, due: Sequence[_Due], *, room: int, most: int = MESSAGES
+    ) -> None:
+        """Fetch for some subscriptions at once: `most` messages of each queue, `room` bytes."""
+        whole = self._budget.crowded
+        in_hand: list[int] = []
+        for subscription, hungry in due:
             subscription.fetched_at = time.monotonic()
-            whole = self._budget.crowded
-            parts = session.fetch(
-                hungry,
-                subscription.in_hand(hungry),
-                subscription.account.room,
-                whole=whole,
-                oldest_other=self._stragglers.oldest_other,
-            )
-            subscription.found_room(found=bool(parts) or not whole)
-            if parts:
-                subscription.deliver(parts)
-                now = time.monotonic()
-                brought = [one.id for one, _ in parts]
-                self._busy.update(dict.fromkeys(brought, now + BUSY_FOR))
-                self._woken += self._reader_wakeup.stay_awake(brought, now)
-            if subscription.has_room() and subscription.hungry():
-                pause = 0.0 if pause is None or parts else pause
-        if self._budget.crowded and self._hungry:
-            # Next time the scarce room goes to another subscription first.
-            move_first_to_end(self._hungry)
-        return pause
+            in_hand += subscription.in_hand(hungry)
+        parts = session.fetch(
+            [one for _, hungry in due for one in hungry],
+            in_hand,
+            room,
+            most=most,
+            whole=whole,
+            oldest_other=self._stragglers.oldest_other,
+        )
+        found: dict[PostgresSubscription, list[Part]] = {}
+        for part in parts:
+            found.setdefault(self._whose[part[0].id], []).append(part)
+        for subscription, _ in due:
+            mine = found.get(subscription, [])
+            subscription.found_room(found=bool(mine) or not whole)
+            subscription.deliver(mine)
+        if parts:
+            now = time.monotonic()
+            brought = [one.id for one, _ in parts]
+            self._busy.update(dict.fromkeys(brought, now + BUSY_FOR))
+            self._woken += self._reader_wakeup.stay_awake(brought, now)

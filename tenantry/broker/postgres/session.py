@@ -158,21 +158,22 @@ class QueueSession:
         in_hand: Sequence[int],
         room: int = BYTES,
         *,
+        most: int = MESSAGES,
         whole: bool = False,
         oldest_other: int = 0,
     ) -> list[tuple[QueueReading, list[Row]]]:
         """Fetch new messages of some queues, within their credit and the `room` in bytes.
 
-        The last message may exceed the room, unless messages must fit as a `whole`. No transaction
-        below `oldest_other` is waited for.
+        Of each queue `most` messages come at most. The last message may exceed the room, unless
+        messages must fit as a `whole`. No transaction below `oldest_other` is waited for.
         """
         room = min(room, BYTES)
-        most = [min(one.credit, MESSAGES) for one in readings]
+        mosts = [min(one.credit, most) for one in readings]
         parameters = {
             "consumer": self._consumer,
             "queues": [one.id for one in readings],
             "floors": [one.floor for one in readings],
-            "most": most,
+            "most": mosts,
             "in_hand": bigint_array(in_hand),
             "bytes": room,
             "whole": room if whole else None,
@@ -188,7 +189,7 @@ class QueueSession:
             reading, rows = readings[place - 1], list(group)
             reading.fetched(
                 rows[-1][1],
-                exhausted=len(rows) < most[place - 1] and not full,
+                exhausted=len(rows) < mosts[place - 1] and not full,
                 oldest_open=max(rows[0][8], oldest_other),
                 youngest=rows[0][9],
             )

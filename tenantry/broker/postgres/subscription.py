@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
-from tenantry.broker.budget import OVERHEAD, Budget
+from tenantry.broker.budget import OVERHEAD, OWN, Budget
 from tenantry.broker.polled import PolledSubscription, Reader
 from tenantry.broker.port import Delivery, DeliverySink, QueueSpec
 from tenantry.broker.postgres.reading import QueueReading
@@ -17,8 +17,16 @@ Row: TypeAlias = tuple[int, int, int, str | None, str | None, str | None, bytes,
 """The queue's place in the fetch, then the message's number, time of publishing, id, content type,
 headers (JSON that is not parsed on this thread), body, bytes in all; then two transactions."""
 
+Part: TypeAlias = tuple[QueueReading, Sequence[Row]]
+"""A queue, and what was fetched of it."""
+
 Place: TypeAlias = tuple[QueueReading, int]
 """A message's queue and its number."""
+
+
+FEW: Final = 25
+FEW_SIZE: Final = 4096
+"""Messages, and bytes of each on average, that are few."""
 
 
 class QueueReader(Reader, Protocol):
@@ -48,8 +56,21 @@ class PostgresSubscription(PolledSubscription[QueueReading, QueueReader]):
     ) -> None:
         super().__init__(reader, queues, prefetch=prefetch, sink=sink, budget=budget)
         self.fetched_at = 0.0
+        self.brought = 0
+        """How many messages the latest fetch brought."""
+        self._brought_bytes = 0
         self._unsettled: dict[int, Place] = {}
         self._excused: set[int] = set()
+
+    @property
+    def has_few(self) -> bool:
+        """Whether it had few messages the latest time, and may have as many again."""
+        return (
+            self.brought <= FEW
+            and self._brought_bytes <= FEW * FEW_SIZE
+            and len(self._unsettled) <= FEW
+            and self.account.room >= OWN
+        )
 
     def in_hand(self, readings: Iterable[QueueReading]) -> list[int]:
         """List the numbers of the unsettled messages of some queues."""
@@ -60,8 +81,12 @@ class PostgresSubscription(PolledSubscription[QueueReading, QueueReader]):
         """Count the unsettled messages, by queue."""
         return Counter({one.spec.name: one.unsettled for one in self.held if one.unsettled})
 
-    def deliver(self, parts: Sequence[tuple[QueueReading, Sequence[Row]]]) -> None:
-        """Hand the fetched messages to the sink, queue by queue."""
+    def deliver(self, parts: Sequence[Part]) -> None:
+        """Hand what a fetch has brought, if anything, to the sink, queue by queue."""
+        self.brought = sum(len(rows) for _, rows in parts)
+        self._brought_bytes = sum(row[7] for _, rows in parts for row in rows)
+        if not parts:
+            return
         batch: list[Delivery] = []
         tag = self._tag
         unsettled, count_in = self._unsettled, self.account.add

@@ -1,0 +1,105 @@
+"""The embedded broker fetches at once for all tenants with few messages, and for others alone."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+import pytest
+
+from tenantry.broker.port import TenantTopology
+from tenantry.broker.postgres.consuming import FEW_BYTES, FEW_EACH
+from tenantry.broker.postgres.reading import QueueReading
+from tenantry.broker.postgres.session import QueueSession
+from tenantry.broker.postgres.subscription import Row
+from tenantry.broker.topology import owner
+from tenantry.database.pool import Database
+from tenantry.domain import names
+from tests import brokers
+from tests.brokers import Broker, RecordingSink, bodies
+
+ENQUEUE = """
+SELECT tenantry.enqueue(%s, ARRAY['default'], ARRAY[%s], ARRAY[%s::bytea], ARRAY['text/plain'],
+    ARRAY[NULL::jsonb], ARRAY[0::bigint])
+"""
+
+
+@pytest.fixture
+def broker(database: Database) -> Iterator[Broker]:
+    with brokers.postgres(database) as running:
+        yield running
+
+
+@pytest.fixture
+def fetches(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """For each fetch that brought something, the tenants that it asked for."""
+    noted: list[set[str]] = []
+    fetch = QueueSession.fetch
+
+    def noting(
+        session: QueueSession, readings: Sequence[QueueReading], *arguments: Any, **options: Any
+    ) -> list[tuple[QueueReading, list[Row]]]:
+        found = fetch(session, readings, *arguments, **options)
+        if found:
+            noted.append({owner(one.spec.name) or "" for one in readings})
+        return found
+
+    monkeypatch.setattr(QueueSession, "fetch", noting)
+    return noted
+
+
+def subscribed(broker: Broker, tenant: TenantTopology, prefetch: int = 1000) -> RecordingSink:
+    sink = RecordingSink()
+    broker.consuming.subscribe(tenant.queues(), prefetch=prefetch, sink=sink)
+    sink.heard("consuming")
+    return sink
+
+
+def put(connection: psycopg.Connection, tenant: TenantTopology, *each: bytes) -> None:
+    for body in each:
+        exchange = names.exchange_name(tenant.tenant_id)
+        connection.execute(ENQUEUE, [exchange, uuid.uuid4().hex, body])
+
+
+def test_one_fetch_brings_the_few_messages_of_many_tenants_each_to_its_own(
+    broker: Broker, database_url: str, fetches: list[set[str]]
+) -> None:
+    tenants = [broker.tenant() for _ in range(5)]
+    sinks = [subscribed(broker, tenant) for tenant in tenants]
+    with psycopg.connect(database_url) as connection:
+        for tenant in tenants:
+            put(connection, tenant, b"1 " + tenant.tenant_id.encode())
+            put(connection, tenant, b"2 " + tenant.tenant_id.encode())
+    for tenant, sink in zip(tenants, sinks, strict=True):
+        own = tenant.tenant_id.encode()
+        assert bodies(sink.received(2)) == [b"1 " + own, b"2 " + own]
+    assert fetches == [{tenant.tenant_id for tenant in tenants}]
+
+
+def test_who_has_many_is_fetched_for_alone_from_then_on(
+    broker: Broker, database_url: str, fetches: list[set[str]]
+) -> None:
+    quiet, busy = broker.tenant(), broker.tenant()
+    ear, sink = subscribed(broker, quiet), subscribed(broker, busy)
+    expected = [b"%d" % number for number in range(3 * FEW_EACH)]
+    with psycopg.connect(database_url) as connection:
+        put(connection, busy, *expected)
+        put(connection, quiet, b"one")
+    assert bodies(ear.received(1)) == [b"one"]
+    assert bodies(sink.received(len(expected))) == expected
+    assert fetches == [{quiet.tenant_id, busy.tenant_id}, {busy.tenant_id}]
+
+
+def test_large_messages_keep_nobody_s_from_coming_with_them_or_after(
+    broker: Broker, database_url: str
+) -> None:
+    tenants = [broker.tenant() for _ in range(4)]
+    sinks = [subscribed(broker, tenant) for tenant in tenants]
+    large = b"x" * (FEW_BYTES // 2)
+    with psycopg.connect(database_url) as connection:
+        for tenant in tenants:
+            put(connection, tenant, large, large, large)
+    for sink in sinks:
+        assert bodies(sink.received(3)) == [large] * 3
