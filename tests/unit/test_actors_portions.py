@@ -146,11 +146,14 @@ def test_a_backlog_never_waits_for_good(taken: list[tuple[str, float]]) -> None:
             backlog.gone(allowed)
             busy = True
             continue
-        assert backlog.clock.due is not None
-        if backlog.clock.due <= backlog.clock.time:
+        for _ in range(2):  # the first reminder may be from before the latest portion
+            assert backlog.clock.due is not None
+            backlog.clock.time = max(backlog.clock.time, backlog.clock.due)
             backlog.clock.due = None
             backlog.portions.reminded()
-            assert backlog.allowed(busy=busy)
+            if allowed := backlog.allowed(busy=busy):
+                break
+        assert allowed
 
 
 @pytest.fixture
