@@ -4,7 +4,8 @@ Two tenants have a backlog each, one has three times the weight: counted are the
 both still have messages. Then one tenant's backlog, and ten tenants', is stored with turns and
 without, alternately, as other load on the machine varies: messages a second and processor time a
 message. Then some quiet tenants publish now and then, first alone and then while another tenant's
-backlog is stored: milliseconds from publishing to the commit.
+backlog is stored, without consideration, with turns, and with turns and in portions: milliseconds
+from publishing to the commit.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,15 @@ from tenantry.domain import names
 THREADS = 10
 """Threads that publish for the quiet tenants; each thread has its share of the tenants."""
 
+NO_TURNS = {"TENANTRY_CONSUMER_STORED_AT_ONCE": "0"}
+NO_PORTIONS = {"TENANTRY_CONSUMER_BATCH_SIZE_BESIDE_OTHERS": "65535"}
+FLOODS = {
+    "without turns": NO_TURNS | NO_PORTIONS,
+    "with turns": NO_PORTIONS,
+    "with turns and portions": {},
+}
+"""How a flood is stored, and the settings for that; the last way is the default."""
+
 WEIGHTS = {"heavy": 3, "light": 1}
 FLOOD = "flood"
 
@@ -47,6 +57,7 @@ class Options:
     rate: float
     seconds: float
     only: Sequence[str]
+    ways: Sequence[str]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,7 +71,7 @@ class Figures:
     loaded: dict[str, list[float]] = field(default_factory=dict)
     flood_rate: dict[str, float] = field(default_factory=dict)
     seen: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    """By second, with turns: the flood's rows, and the quiet tenants' latencies in ms."""
+    """By second, in the default way: the flood's rows, and the quiet tenants' latencies in ms."""
 
 
 class Shares:
@@ -76,21 +87,18 @@ class Shares:
         """Measure the wanted parts, one after the other."""
         only = self._options.only
         if "weights" in only:
-            with self._running(turns=True) as daemon:
+            with self._services.running() as daemon:
                 self._weights(daemon)
         if "cost" in only:
             for number in range(self._options.rounds):
                 for turns in (True, False) if number % 2 else (False, True):
-                    with self._running(turns=turns) as daemon:
+                    with self._services.running({} if turns else NO_TURNS) as daemon:
                         self._cost(daemon, turns=turns)
         if "flood" in only:
-            for turns in (False, True):
-                with self._running(turns=turns) as daemon:
-                    self._flood(daemon, turns=turns)
+            for way in self._options.ways:
+                with self._services.running(FLOODS[way]) as daemon:
+                    self._flood(daemon, way)
         return self._figures
-
-    def _running(self, *, turns: bool) -> AbstractContextManager[Subject]:
-        return self._services.running({} if turns else {"TENANTRY_CONSUMER_STORED_AT_ONCE": "0"})
 
     # How weights share.
 
@@ -127,7 +135,7 @@ class Shares:
 
     # What a flood costs others.
 
-    def _flood(self, daemon: Subject, *, turns: bool) -> None:
+    def _flood(self, daemon: Subject, way: str) -> None:
         options, figures = self._options, self._figures
         quiet = [f"q{number:05}" for number in range(options.quiet)]
         backlogs = self._backlogs
@@ -145,12 +153,11 @@ class Shares:
             began = time.time()
             wait_until(lambda: flooded() - stored >= options.flood * 0.95, timeout=600)
             ended = time.time()
-        key = f"{'with' if turns else 'without'} turns"
-        figures.flood_rate[key] = options.flood * 0.95 / (ended - began)
+        figures.flood_rate[way] = options.flood * 0.95 / (ended - began)
         figures.unloaded = sorted(figures.unloaded + self._latencies(quiet, since, until))
-        figures.loaded[key] = self._latencies(quiet, began, ended)
+        figures.loaded[way] = self._latencies(quiet, began, ended)
         wait_until(lambda: flooded() - stored >= options.flood, timeout=60)
-        if turns:
+        if not FLOODS[way]:
             figures.seen = self._seconds(quiet, until - 5, ended)
 
     @contextmanager
@@ -226,6 +233,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of what turns cost")
     parser.add_argument("--tenants", type=int, action="append", help="so many, of what turns cost")
     parser.add_argument("--flood", type=int, default=200_000, help="messages of the flood")
+    parser.add_argument(
+        "--way", choices=FLOODS, action="append", help="store the flood in this way only"
+    )
     parser.add_argument("--quiet", type=int, default=50, help="tenants beside it")
     parser.add_argument("--rate", type=float, default=2.0, help="messages/s of each of those")
     parser.add_argument("--seconds", type=float, default=10.0, help="without the flood")
@@ -240,6 +250,7 @@ def main() -> None:
         rate=given.rate,
         seconds=given.seconds,
         only=given.only or parts,
+        ways=given.way or list(FLOODS),
     )
     found = compared(given, lambda services: Shares(services, wanted).measure())
     if given.plot is not None:
