@@ -36,7 +36,7 @@ from tenantry.actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from tenantry.actors.pace import Portions, paced, prefetch_within
+from tenantry.actors.pace import paced, prefetch_within
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.runtime_state import REFUSALS, TenantRuntimeState
 from tenantry.actors.settlement import Settlement
@@ -45,6 +45,7 @@ from tenantry.actors.worker_pool import WorkerPool
 from tenantry.broker.port import Delivery, QueueSpec, Subscription
 from tenantry.domain.limits import Limits
 from tenantry.telemetry.logging import Sparing
+from tenantry.turns.neighbours import Portions
 
 log = structlog.get_logger("actors.consumer")
 
@@ -94,7 +95,8 @@ class Consumer(SupervisedActor):
         me, clock = self.actor_ref, ports.clock
         self._paced = partial(paced, consumer=me, clock=clock, runtime=runtime)
         self._pace = self._paced(limits, full=False)
-        self._portions = Portions(tenant_id, ports.neighbours, consumer=me, clock=clock)
+        self._portions = Portions(tenant_id, ports.neighbours)
+        self._portion_awaited = False
         lanes = lanes_of([(one.topic, one.partition) for one in queues if one.ordered])
         self._buffer = Buffer(consumer=me, ports=ports, lanes=lanes)
         self._redo: deque[Batch] = deque()
@@ -172,7 +174,7 @@ class Consumer(SupervisedActor):
                     self._pace.reminded()
                     self._dispatch()
             case Reminder.PORTION_DUE:
-                self._portions.reminded()
+                self._portion_awaited = False
                 self._dispatch()
             case Reminder.RETRY_DUE:
                 self._retry()
@@ -264,25 +266,35 @@ class Consumer(SupervisedActor):
         buffer, pace, busy = self._buffer, self._pace, bool(self._pool.busy)
         if busy and not buffer.is_due():
             return None
-        limits = self._ports.limits()
+        limits, now = self._ports.limits(), self._ports.clock.now()
         most = self._portions.allowed(
             buffer.ready,
             batch_size=limits.batch_size,
             portion=limits.batch_size_beside_others,
             busy=busy,
+            now=now,
         )
-        if most and pace is not None:
-            most = pace.allowed(buffer.ready, batch_size=most)
         if not most:
+            self._await_portion(now)
             return None
+        if pace is not None:
+            most = pace.allowed(buffer.ready, batch_size=most)
+            if not most:
+                return None
         places = self._pool.limit - len(self._pool.busy)
         batch = buffer.cut(self._generation, most, places=places)
-        self._portions.gone(len(batch.deliveries), waiting=buffer.ready, busy=busy)
+        self._portions.gone(len(batch.deliveries), waiting=buffer.ready, busy=busy, now=now)
         if pace is not None:
             pace.gone(len(batch.deliveries))
         if batch.ticket is None:
             self._settlement.enter(batch)
         return batch
+
+    def _await_portion(self, now: float) -> None:
+        if not self._portion_awaited:
+            self._portion_awaited = True
+            left = self._portions.seconds_left(now)
+            self._ports.clock.tell_later(left, self.actor_ref, Reminder.PORTION_DUE)
 
     def _retry(self) -> None:
         """Give out due held deliveries. While draining they stay held: the broker requeues them."""

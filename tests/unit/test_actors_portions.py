@@ -4,50 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.actors.messages import Reminder
-from tenantry.actors.pace import FEW, PATIENCE, Portions
-from tenantry.turns.neighbours import LATELY, Neighbours
+from tenantry.turns.neighbours import FEW, LATELY, PATIENCE, Neighbours, Portions
 from tests.fakes.actors import Tree
 from tests.waiting import eventually
 
 BATCH, PORTION, BACKLOG = 1000, 250, 4000
 
 
-class Hours:
-    """A clock that stands still until the next reminder."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-        self.due: float | None = None
-
-    def now(self) -> float:
-        return self.time
-
-    def tell_later(self, delay: float, _ref: object, message: object) -> None:
-        assert message is Reminder.PORTION_DUE
-        assert self.due is None, "one reminder is enough"
-        self.due = self.time + delay
-
-
 class Backlog:
     """A tenant with a backlog; `allowed` is what may go of it now."""
 
     def __init__(self) -> None:
-        self.clock = Hours()
+        self.now = 0.0
         self.neighbours = Neighbours()
-        self.portions = Portions("flood", self.neighbours, consumer=Mock(), clock=self.clock)
+        self.portions = Portions("flood", self.neighbours)
 
     def allowed(self, *, busy: bool = False, waiting: int = BACKLOG) -> int:
-        return self.portions.allowed(waiting, batch_size=BATCH, portion=PORTION, busy=busy)
+        return self.portions.allowed(
+            waiting, batch_size=BATCH, portion=PORTION, busy=busy, now=self.now
+        )
 
     def gone(self, count: int) -> None:
-        self.portions.gone(count, waiting=BACKLOG, busy=False)
+        self.portions.gone(count, waiting=BACKLOG, busy=False, now=self.now)
+
+    def wait_for_portion(self) -> None:
+        left = self.portions.seconds_left(self.now)
+        assert left > 0
+        self.now += left + 1e-9
 
 
 @pytest.fixture
@@ -61,7 +49,7 @@ def test_alone_or_beside_other_backlogs_it_goes_in_full_batches(backlog: Backlog
 
 
 def test_beside_a_quiet_tenant_one_portion_goes_after_the_other(backlog: Backlog) -> None:
-    backlog.neighbours.note("quiet", backlog.clock.time)
+    backlog.neighbours.note("quiet", backlog.now)
     assert backlog.allowed() == PORTION
     backlog.gone(PORTION)
     assert backlog.allowed(busy=True) == 0, "the one before is being stored"
@@ -74,24 +62,23 @@ def test_beside_a_quiet_tenant_one_portion_goes_after_the_other(backlog: Backlog
 
 
 def test_what_takes_long_holds_up_no_other_worker(backlog: Backlog) -> None:
-    backlog.neighbours.note("quiet", backlog.clock.time)
+    backlog.neighbours.note("quiet", backlog.now)
     backlog.gone(PORTION)
     assert backlog.allowed(busy=True) == 0
-    assert backlog.clock.due == PATIENCE
-    backlog.clock.time = PATIENCE
-    backlog.portions.reminded()
+    assert backlog.portions.seconds_left(backlog.now) == PATIENCE
+    backlog.wait_for_portion()
     assert backlog.allowed(busy=True) == PORTION
 
 
 def test_it_ends_soon_after_the_quiet_tenant_falls_silent(backlog: Backlog) -> None:
-    backlog.neighbours.note("quiet", backlog.clock.time)
+    backlog.neighbours.note("quiet", backlog.now)
     backlog.gone(PORTION)
-    backlog.clock.time = LATELY
+    backlog.now = LATELY
     assert backlog.allowed() == BATCH
 
 
 def test_what_is_no_more_than_a_portion_goes_at_once(backlog: Backlog) -> None:
-    backlog.neighbours.note("quiet", backlog.clock.time)
+    backlog.neighbours.note("quiet", backlog.now)
     backlog.gone(PORTION)
     assert backlog.allowed(waiting=PORTION) == BATCH
 
@@ -109,8 +96,8 @@ def test_what_is_no_more_than_a_portion_goes_at_once(backlog: Backlog) -> None:
 def test_quiet_is_who_has_few_messages_and_no_others(
     backlog: Backlog, count: int, waiting: int, busy: bool, is_quiet: bool
 ) -> None:
-    other = Portions("other", backlog.neighbours, consumer=Mock(), clock=backlog.clock)
-    other.gone(count, waiting=waiting, busy=busy)
+    other = Portions("other", backlog.neighbours)
+    other.gone(count, waiting=waiting, busy=busy, now=0.0)
     assert backlog.neighbours.beside("flood", 0.0) is is_quiet
     assert not backlog.neighbours.beside("other", 0.0), "nobody is their own neighbour"
 
@@ -135,25 +122,19 @@ def test_a_backlog_never_waits_for_good(taken: list[tuple[str, float]]) -> None:
     backlog, busy = Backlog(), False
     for what, amount in taken:
         if what == "quiet":
-            backlog.neighbours.note("quiet", backlog.clock.time)
+            backlog.neighbours.note("quiet", backlog.now)
         elif what == "came":
             backlog.portions.came(int(amount))
         elif what == "time":
-            backlog.clock.time += amount
+            backlog.now += amount
         else:
             busy = False
         if allowed := backlog.allowed(busy=busy):
             backlog.gone(allowed)
             busy = True
             continue
-        for _ in range(2):  # the first reminder may be from before the latest portion
-            assert backlog.clock.due is not None
-            backlog.clock.time = max(backlog.clock.time, backlog.clock.due)
-            backlog.clock.due = None
-            backlog.portions.reminded()
-            if allowed := backlog.allowed(busy=busy):
-                break
-        assert allowed
+        backlog.wait_for_portion()
+        assert backlog.allowed(busy=busy)
 
 
 @pytest.fixture
