@@ -1,9 +1,9 @@
 """`python -m bench.retention`: what removing messages costs, beside messages that pour in.
 
 A tenant has very many rows on a PostgreSQL of its own. Another process stores messages as fast as
-possible: first alone, then while as many are removed as are stored; then without removing again.
-With `--compare`, the cost of the rejected alternative is measured, too: partitions by position
-that are dropped as a whole, with the ids in a table of their own.
+possible: alone and while as many are removed as are stored, by turns. With `--compare`, the cost of
+the rejected alternative is measured, too: partitions by position that are dropped as a whole, with
+the ids in a table of their own.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from tenantry.messages.retention_postgres import PostgresMessageRemovals
 TENANT: Final = "acme"
 BATCH: Final = 500
 WRITERS: Final = 2
+ALTERNATIONS: Final = 3
 PAYLOAD: Final = json.dumps({"text": "x" * 230}).encode()
 
 FILL: Final = """
@@ -250,40 +251,60 @@ def rounds(connection: psycopg.Connection[Any], count: int, rows: int) -> None:
 def beside(
     connection: psycopg.Connection[Any], url: str, database: Database, seconds: float
 ) -> None:
-    """Measure storing alone, then beside removing as many as are stored."""
+    """Measure storing alone and beside removing as many as are stored, by turns."""
     store = PostgresMessageStore(database)
+    retention = Retention(PostgresMessageRemovals(database), mine=lambda _: True)
     limit(connection, None)
-    with storing(url, 600) as counted:
-        time.sleep(3)
-        without = rate_of(counted, seconds)
-        print(f"stored without removing: {without:.0f} a second; {pages(store)}")
-        limit(connection, held(connection))
-        retention = Retention(PostgresMessageRemovals(database), mine=lambda _: True)
-        done = threading.Event()
-
-        def remove() -> None:
-            while not done.is_set():
-                retention.turn()
-                done.wait(EVERY / 5)
-
-        thread = threading.Thread(target=remove)
-        thread.start()
-        time.sleep(3)
-        for _ in range(2):
+    rates: dict[str, list[float]] = {"alone": [], "beside": []}
+    with storing(url, 600) as counted, removing(retention):
+        for _ in range(ALTERNATIONS):
+            limit(connection, None)
+            time.sleep(3)
+            rates["alone"].append(rate_of(counted, seconds))
+            print(f"stored without removing: {rates['alone'][-1]:.0f} a second; {pages(store)}")
+            limit(connection, held(connection))
+            time.sleep(3)
             before = sum(retention.removed().values())
             began = time.monotonic()
-            with_it = rate_of(counted, seconds)
+            rates["beside"].append(rate_of(counted, seconds))
             gone = (sum(retention.removed().values()) - before) / (time.monotonic() - began)
             print(
                 f"stored while {gone:.0f} a second ({gone * 60 / 1e6:.2f} million a minute) are"
-                f" removed: {with_it:.0f} a second, {(with_it / without - 1) * 100:+.1f} %;"
-                f" {pages(store)}; {sizes(connection)}"
+                f" removed: {rates['beside'][-1]:.0f} a second; {pages(store)}; {sizes(connection)}"
             )
+        limit(connection, None)
+        time.sleep(3)
+        rates["alone"].append(rate_of(counted, seconds))
+        print(f"stored without removing: {rates['alone'][-1]:.0f} a second")
+    # Each time beside removing is compared with the times before and after it.
+    around = [(a + b) / 2 for a, b in zip(rates["alone"], rates["alone"][1:], strict=False)]
+    losses = [
+        with_it / without - 1 for with_it, without in zip(rates["beside"], around, strict=True)
+    ]
+    print(
+        f"removing changes storing by {statistics.median(losses) * 100:+.1f} % (median of"
+        f" {', '.join(f'{one * 100:+.1f}' for one in losses)})"
+    )
+
+
+@contextmanager
+def removing(retention: Retention) -> Iterator[None]:
+    """Remove what is beyond the limits, again and again."""
+    done = threading.Event()
+
+    def remove() -> None:
+        while not done.is_set():
+            retention.turn()
+            done.wait(EVERY / 5)
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    try:
+        yield
+    finally:
         done.set()
         retention.stop()
         thread.join()
-        limit(connection, None)
-        print(f"and without removing again: {rate_of(counted, seconds):.0f} a second")
 
 
 def compare(connection: psycopg.Connection[Any], count: int) -> None:
