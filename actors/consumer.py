@@ -271,6 +271,7 @@ class Consumer(SupervisedActor):
             buffer.ready,
             batch_size=limits.batch_size,
             portion=limits.batch_size_beside_others,
+            weight=self._ports.weights.of(self._tenant),
             busy=busy,
             now=now,
         )

@@ -54,6 +54,12 @@ from tests.waiting import DEADLINE, eventually
 INSTALLATION = "test"
 """Whose tenants' users are."""
 
+ENQUEUE = """
+SELECT tenantry.enqueue(%s, ARRAY['default'], ARRAY[%s], ARRAY[%s::bytea], ARRAY['text/plain'],
+    ARRAY[NULL::jsonb], ARRAY[0::bigint])
+"""
+"""Put a text into a queue of the embedded broker: an exchange, an id, a body."""
+
 
 @dataclass
 class RecordingSink:

@@ -25,12 +25,14 @@ _Seen: TypeAlias = tuple[str, float]
 class Neighbours:
     """Tells a tenant with a backlog whether quiet tenants work beside it. Callable from any thread.
 
-    It remembers the two tenants that were seen last. Of two that are noted in the same instant one
-    may be missed, until its next message.
+    It remembers the two quiet tenants that were seen last. Of two that are noted in the same
+    instant one may be missed, until its next message.
     """
 
     def __init__(self) -> None:
         self._seen: tuple[_Seen, _Seen] = (("", -inf), ("", -inf))
+        self._backlogs: dict[int, float] = {}
+        """When a tenant of each weight had a backlog last; weights are few."""
 
     def note(self, tenant_id: str, now: float) -> None:
         """Note that a tenant had few messages, which were given out at once."""
@@ -43,14 +45,24 @@ class Neighbours:
         _, at = before if latest[0] == tenant_id else latest
         return now - at < LATELY
 
+    def note_backlog(self, weight: int, now: float) -> None:
+        """Note that a tenant of this weight has a backlog."""
+        self._backlogs[weight] = now
+
+    def unequal(self, weight: int, now: float) -> bool:
+        """Tell whether a tenant of another weight had a backlog lately."""
+        backlogs = tuple(self._backlogs.items())
+        return any(now - at < LATELY for other, at in backlogs if other != weight)
+
 
 class Portions:
     """Cuts a tenant's backlog into small portions while quiet tenants work beside it.
 
     A portion goes out once the one before is stored and the broker has replaced it: one thing after
     the other. Where that takes longer than `PATIENCE` (a handler, a distant database), it is not
-    the processors that the time is spent on, and other workers get portions, too. It reads no
-    clock, and belongs to one thread.
+    the processors that the time is spent on, and other workers get portions, too. Backlogs of
+    unequal weights compete in full batches, by turns: tenants with one portion at a time would get
+    equal shares. It reads no clock, and belongs to one thread.
     """
 
     def __init__(self, tenant_id: str, neighbours: Neighbours) -> None:
@@ -61,14 +73,18 @@ class Portions:
         """How many deliveries of the latest batch the broker has not replaced."""
 
     def allowed(
-        self, waiting: int, *, batch_size: int, portion: int, busy: bool, now: float
+        self, waiting: int, *, batch_size: int, portion: int, weight: int, busy: bool, now: float
     ) -> int:
         """Return how many of the `waiting` deliveries may go in a batch now.
 
         If 0, more may go in `seconds_left`. `busy` tells whether a batch of the tenant is being
         stored.
         """
-        if waiting <= portion or not self._neighbours.beside(self._tenant, now):
+        if waiting <= portion:
+            return batch_size
+        neighbours = self._neighbours
+        neighbours.note_backlog(weight, now)
+        if not neighbours.beside(self._tenant, now) or neighbours.unequal(weight, now):
             return batch_size
         if self.seconds_left(now) <= 0 or not (busy or self._owed > 0):
             return min(portion, batch_size)

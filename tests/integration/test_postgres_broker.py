@@ -37,15 +37,10 @@ from tenantry.nodes.postgres import PostgresNodes
 from tenantry.terms.port import Holder
 from tenantry.terms.postgres import PostgresTerms
 from tests import brokers
-from tests.brokers import Broker, RecordingSink, bodies
+from tests.brokers import ENQUEUE, Broker, RecordingSink, bodies
 from tests.depth import examples
 from tests.services_postgres import in_database
 from tests.waiting import DEADLINE, eventually
-
-ENQUEUE = """
-SELECT tenantry.enqueue(%s, ARRAY['default'], ARRAY[%s], ARRAY[%s::bytea], ARRAY['text/plain'],
-    ARRAY[NULL::jsonb], ARRAY[0::bigint])
-"""
 
 
 @pytest.fixture

@@ -18,12 +18,7 @@ from tenantry.broker.topology import owner
 from tenantry.database.pool import Database
 from tenantry.domain import names
 from tests import brokers
-from tests.brokers import Broker, RecordingSink, bodies
-
-ENQUEUE = """
-SELECT tenantry.enqueue(%s, ARRAY['default'], ARRAY[%s], ARRAY[%s::bytea], ARRAY['text/plain'],
-    ARRAY[NULL::jsonb], ARRAY[0::bigint])
-"""
+from tests.brokers import ENQUEUE, Broker, RecordingSink, bodies
 
 
 @pytest.fixture

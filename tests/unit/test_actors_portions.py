@@ -26,7 +26,7 @@ class Backlog:
 
     def allowed(self, *, busy: bool = False, waiting: int = BACKLOG) -> int:
         return self.portions.allowed(
-            waiting, batch_size=BATCH, portion=PORTION, busy=busy, now=self.now
+            waiting, batch_size=BATCH, portion=PORTION, weight=1, busy=busy, now=self.now
         )
 
     def gone(self, count: int) -> None:
@@ -59,6 +59,19 @@ def test_beside_a_quiet_tenant_one_portion_goes_after_the_other(backlog: Backlog
     backlog.portions.came(1)
     assert backlog.allowed() == PORTION
     assert backlog.allowed(busy=True) == 0
+
+
+@pytest.mark.parametrize(("weight", "allowed"), [(1, PORTION), (3, BATCH)])
+def test_backlogs_of_unequal_weights_compete_in_full_batches(
+    backlog: Backlog, weight: int, allowed: int
+) -> None:
+    other = Portions("other", backlog.neighbours)
+    other.allowed(BACKLOG, batch_size=BATCH, portion=PORTION, weight=weight, busy=False, now=0.0)
+    backlog.neighbours.note("quiet", 0.0)
+    assert backlog.allowed() == allowed
+    backlog.now = LATELY
+    backlog.neighbours.note("quiet", LATELY)
+    assert backlog.allowed() == PORTION, "the other has stored its backlog"
 
 
 def test_what_takes_long_holds_up_no_other_worker(backlog: Backlog) -> None:
