@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Final
 
 from tenantry.actors.backoff import Restarts
-from tenantry.actors.consumer import Consumer, prefetch_of
+from tenantry.actors.consumer import Consumer
 from tenantry.actors.messages import Begin, Drain, Ref, Resubscribe, WorkerJoined, WorkerLost
+from tenantry.actors.pace import prefetch_of
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.runtime_state import TenantRuntimeState
 from tenantry.actors.supervision import EscalationError, heartbeat_of, tell
@@ -176,7 +177,8 @@ class Children:
     def _taken_by(self, state: TenantState) -> tuple[tuple[QueueSpec, ...], int]:
         """Return the queues that a consumer of the tenant reads, and the prefetch of each."""
         queues = topology_of(state).queues()
-        return queues, prefetch_of(state.limits, self._ports, queues)
+        prefetch = self._ports.limits().prefetch
+        return queues, prefetch_of(state.limits, prefetch, queues=len(queues))
 
     def _name_of(self, worker: Ref) -> str | None:
         return next((name for name, ref in self._runtime.workers.items() if ref == worker), None)

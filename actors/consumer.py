@@ -36,7 +36,7 @@ from tenantry.actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from tenantry.actors.pace import paced, prefetch_within
+from tenantry.actors.pace import paced, prefetch_of
 from tenantry.actors.ports import ActorPorts
 from tenantry.actors.runtime_state import REFUSALS, TenantRuntimeState
 from tenantry.actors.settlement import Settlement
@@ -48,9 +48,6 @@ from tenantry.telemetry.logging import Sparing
 from tenantry.turns.neighbours import Portions
 
 log = structlog.get_logger("actors.consumer")
-
-SMALLEST_PREFETCH: Final = 100
-"""Of one queue, however many queues share the tenant's prefetch."""
 
 LARGEST_BATCH_BYTES: Final = 8 * 1024 * 1024
 
@@ -90,7 +87,7 @@ class Consumer(SupervisedActor):
         self._cancelled = False
         self._tenant = tenant_id
         self._sparing = Sparing()
-        self._prefetch = prefetch_of(limits, ports, queues)
+        self._prefetch = prefetch_of(limits, ports.limits().prefetch, queues=len(queues))
         ports.weights.weigh(tenant_id, limits.weight)
         me, clock = self.actor_ref, ports.clock
         self._paced = partial(paced, consumer=me, clock=clock, runtime=runtime)
@@ -267,11 +264,12 @@ class Consumer(SupervisedActor):
         if busy and not buffer.is_due():
             return None
         limits, now = self._ports.limits(), self._ports.clock.now()
+        if self._runtime.in_flight + buffer.ready >= self._full(limits.batch_size):
+            self._portions.note_backlog(now)
         most = self._portions.allowed(
             buffer.ready,
             batch_size=limits.batch_size,
             portion=limits.batch_size_beside_others,
-            weight=self._ports.weights.of(self._tenant),
             busy=busy,
             now=now,
         )
@@ -284,12 +282,19 @@ class Consumer(SupervisedActor):
                 return None
         places = self._pool.limit - len(self._pool.busy)
         batch = buffer.cut(self._generation, most, places=places)
+        full = len(batch.deliveries) >= limits.batch_size
+        batch.more = self._portions.has_backlog(now) and (pace is None or full)
         self._portions.gone(len(batch.deliveries), waiting=buffer.ready, busy=busy, now=now)
         if pace is not None:
             pace.gone(len(batch.deliveries))
         if batch.ticket is None:
             self._settlement.enter(batch)
         return batch
+
+    def _full(self, batch_size: int) -> int:
+        """Return how many deliveries in hand are a full batch; few where they are large."""
+        window = 0 if self._subscription is None else self._subscription.window
+        return max(1, min(batch_size, window * len(self._queues) // 2))
 
     def _await_portion(self, now: float) -> None:
         if not self._portion_awaited:
@@ -358,12 +363,6 @@ class Consumer(SupervisedActor):
         if not (self._redo or self._buffer.ready or self._pool.busy):
             self._draining = False
             self.tell_parent(Drained(name=self.name))
-
-
-def prefetch_of(limits: Limits, ports: ActorPorts, queues: Sequence[QueueSpec]) -> int:
-    """Return the prefetch of each of a tenant's queues."""
-    share = max(SMALLEST_PREFETCH, ports.limits().prefetch // len(queues))
-    return prefetch_within(limits, share, queues=len(queues))
 
 
 class Buffer:

@@ -19,11 +19,16 @@ IN_HAND: Final = 2.0
 enough that a stopping consumer has little to give back."""
 
 
-def prefetch_within(limits: Limits, prefetch: int, *, queues: int) -> int:
-    """Return the prefetch of each queue within the tenant's rate, `prefetch` at most."""
+SMALLEST_PREFETCH: Final = 100
+"""Of one queue without a rate, however many queues share the tenant's prefetch."""
+
+
+def prefetch_of(limits: Limits, prefetch: int, *, queues: int) -> int:
+    """Return the share of `prefetch` for each of a tenant's queues, within the tenant's rate."""
+    share = max(SMALLEST_PREFETCH, prefetch // queues)
     if limits.rate is None:
-        return prefetch
-    return min(prefetch, max(1, ceil(limits.rate * IN_HAND / queues)))
+        return share
+    return min(share, max(1, ceil(limits.rate * IN_HAND / queues)))
 
 
 class Pace:

@@ -131,7 +131,12 @@ class Settlement:
         left = [deliveries[index] for index in result.left]
         size = -(-len(left) // parts)
         return [
-            Batch(generation=batch.generation, deliveries=left[at : at + size], whole=whole)
+            Batch(
+                generation=batch.generation,
+                deliveries=left[at : at + size],
+                whole=whole,
+                more=batch.more,
+            )
             for at in range(0, len(left), size or 1)
         ]
 

@@ -72,7 +72,11 @@ class Worker(SupervisedActor):
                 messages = [delivery.message for delivery in batch.deliveries]
                 with self._ports.tracer.processing(self._tenant, messages) as span:
                     result = self._ports.messages.store(
-                        self._tenant, messages, _again(batch), in_order=batch.ticket is not None
+                        self._tenant,
+                        messages,
+                        _again(batch),
+                        in_order=batch.ticket is not None,
+                        more=batch.more,
                     )
                 self.beat()
                 self._observe(batch, result, self._ports.clock.now() - began, span)

@@ -90,12 +90,13 @@ class HandlingStore(PostgresMessageStore):
         again: Mapping[int, Tried | None] = NOTHING,
         *,
         in_order: bool = False,
+        more: bool = False,
     ) -> StoreResult:
         """See `MessageStore.store`. Messages that would take long are left."""
         handlers = self._handlers
         mine = [index for index, one in enumerate(batch) if one.topic in handlers]
         if not mine:
-            return super().store(tenant_id, batch, again)
+            return super().store(tenant_id, batch, again, more=more)
         result = BatchResult()
         if len(mine) < len(batch):
             others = [index for index, one in enumerate(batch) if one.topic not in handlers]

@@ -227,6 +227,7 @@ class MessageStore(Protocol):
         again: Mapping[int, Tried | None] = NOTHING,
         *,
         in_order: bool = False,
+        more: bool = False,
     ) -> StoreResult:
         """Store a batch, committed when this returns; in one transaction, if nothing is refused.
 
@@ -234,8 +235,9 @@ class MessageStore(Protocol):
         Unstorable messages don't hinder the others. `again` has the indexes of messages that were
         delivered before: each with `Held.tried`, or None if that is not known. With `in_order`,
         messages of one topic and partition are stored in the order of the batch: all behind a held
-        or left one are left, too. Raises `StoreUnavailableError` (outcome unknown: store again),
-        `PartitionMissingError`.
+        or left one are left, too. With `more`, another batch of the tenant will soon follow, which
+        matters to those that wait for their turn. Raises `StoreUnavailableError` (outcome unknown:
+        store again), `PartitionMissingError`.
         """
 
     def page(

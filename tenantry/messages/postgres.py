@@ -178,6 +178,7 @@ class PostgresMessageStore:
         again: Mapping[int, Tried | None] = NOTHING,  # noqa: ARG002 - nothing is tried twice here
         *,
         in_order: bool = False,  # noqa: ARG002 - positions are given out in the batch's order
+        more: bool = False,
     ) -> StoreResult:
         """Store a batch; unstorable messages are set aside and named in the result.
 
@@ -187,7 +188,7 @@ class PostgresMessageStore:
         turns, turn, bodies = self._turns, None, 0
         if turns is not None:
             bodies = sum([len(one.body) for one in batch])
-            if (turn := turns.take(tenant_id, len(batch), bodies)) is None:
+            if (turn := turns.take(tenant_id, len(batch), bodies, more=more)) is None:
                 return StoreResult(stored=0, duplicates=0, left=tuple(range(len(batch))))
         size = 0
         try:

@@ -283,7 +283,7 @@ class Consumer(_Section):
     batch_size: int = Field(default=1000, ge=1, le=5000)
     batch_size_beside_others: int = Field(default=100, ge=1, le=65535)
     linger_ms: float = Field(default=5.0, ge=0, le=60000, allow_inf_nan=False)
-    stored_at_once: float = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)
+    stored_at_once: float = Field(default=4.0, ge=0, le=1000, allow_inf_nan=False)
 
 
 class Supervision(_Section):

@@ -29,6 +29,8 @@ class _Client(Generic[_Item]):
     """The moving average of what its turns cost."""
     running: int = 0
     waiting: deque[_Item] = field(default_factory=deque)
+    expected: bool = False
+    """Whether it keeps its place although it has no turn and waits for none, as it soon will."""
     queued_at: float | None = None
     """The `finish` under which the client is queued; None while it is not queued."""
 
@@ -48,8 +50,9 @@ class FairQueue(Generic[_Item]):
     The cost of a turn, in seconds or in another shared unit, is known only at its end; until then
     the client is charged its average. A client has at most `most_of_one` turns at once, so that
     long turns leave room for other clients. An idle client saves up nothing, and a client that
-    leaves and returns at once gains nothing. The queue reads no clock, and is used by one thread at
-    a time.
+    leaves and returns at once gains nothing. A client that is expected to return keeps its place:
+    those that have had more wait for it. The queue reads no clock, and is used by one thread at a
+    time.
     """
 
     def __init__(self, *, most_of_one: int) -> None:
@@ -57,12 +60,15 @@ class FairQueue(Generic[_Item]):
         self._clients: dict[str, _Client[_Item]] = {}
         self._away: dict[str, float] = {}
         """The `finish` of clients without turns, where it lies beyond the present virtual time."""
+        self._expected: dict[str, _Client[_Item]] = {}
         self._order: list[tuple[float, int, str]] = []
         """Waiting clients that may have a turn, a heap by `finish`; some entries are outdated."""
         self._number = 0
         self._now = 0.0
         """The virtual time: when the latest turn began."""
         self.waiting = 0
+        self.held: _Item | None = None
+        """What `next` did not give a turn, as a client is expected that has had less."""
 
     def waiting_of(self, client: str) -> int:
         """Tell for how many turns a client waits."""
@@ -88,19 +94,41 @@ class FairQueue(Generic[_Item]):
             self.waiting -= 1
             self._leave(client)
 
+    def expect(self, client: str) -> None:
+        """Have a client that has a turn keep its place until it waits for another one."""
+        known = self._expected[client] = self._clients[client]
+        known.expected = True
+
+    def expect_no_more(self, client: str) -> None:
+        """Have a client keep its place no longer."""
+        known = self._expected.pop(client, None)
+        if known is not None:
+            known.expected = False
+            self._leave(client)
+
     def next(self) -> Grant[_Item] | None:
         """Give the next turn; None where no waiting client may have one."""
+        self.held = None
         order, clients = self._order, self._clients
         while order:
             begin, _, name = heapq.heappop(order)
             client = clients.get(name)
-            if client is not None and client.queued_at == begin:
-                client.queued_at = None
-                if client.finish != begin:
-                    self._queue(name, client)
-                elif client.waiting and client.running < self._most_of_one:
+            if client is None or client.queued_at != begin:
+                continue
+            client.queued_at = None
+            if client.finish != begin:
+                self._queue(name, client)
+            elif client.waiting and client.running < self._most_of_one:
+                if not self._one_before(begin):
                     return self._begin(name, client)
+                self._queue(name, client)
+                self.held = client.waiting[0]
+                return None
         return None
+
+    def _one_before(self, finish: float) -> bool:
+        """Tell whether a client is expected that has had less than this."""
+        return any(one.finish < finish and not one.waiting for one in self._expected.values())
 
     def next_of(self, name: str) -> Grant[_Item] | None:
         """Give a client's next turn out of order; not if it has one, or has had its share.
@@ -153,7 +181,7 @@ class FairQueue(Generic[_Item]):
 
     def _leave(self, name: str) -> None:
         client = self._clients[name]
-        if client.waiting or client.running:
+        if client.waiting or client.running or client.expected:
             return
         del self._clients[name]
         if not self._clients:

@@ -31,8 +31,6 @@ class Neighbours:
 
     def __init__(self) -> None:
         self._seen: tuple[_Seen, _Seen] = (("", -inf), ("", -inf))
-        self._backlogs: dict[int, float] = {}
-        """When a tenant of each weight had a backlog last; weights are few."""
 
     def note(self, tenant_id: str, now: float) -> None:
         """Note that a tenant had few messages, which were given out at once."""
@@ -45,24 +43,14 @@ class Neighbours:
         _, at = before if latest[0] == tenant_id else latest
         return now - at < LATELY
 
-    def note_backlog(self, weight: int, now: float) -> None:
-        """Note that a tenant of this weight has a backlog."""
-        self._backlogs[weight] = now
-
-    def unequal(self, weight: int, now: float) -> bool:
-        """Tell whether a tenant of another weight had a backlog lately."""
-        backlogs = tuple(self._backlogs.items())
-        return any(now - at < LATELY for other, at in backlogs if other != weight)
-
 
 class Portions:
     """Cuts a tenant's backlog into small portions while quiet tenants work beside it.
 
     A portion goes out once the one before is stored and the broker has replaced it: one thing after
     the other. Where that takes longer than `PATIENCE` (a handler, a distant database), it is not
-    the processors that the time is spent on, and other workers get portions, too. Backlogs of
-    unequal weights compete in full batches, by turns: tenants with one portion at a time would get
-    equal shares. It reads no clock, and belongs to one thread.
+    the processors that the time is spent on, and other workers get portions, too. It reads no
+    clock, and belongs to one thread.
     """
 
     def __init__(self, tenant_id: str, neighbours: Neighbours) -> None:
@@ -71,9 +59,10 @@ class Portions:
         self._at = -inf
         self._owed = 0
         """How many deliveries of the latest batch the broker has not replaced."""
+        self._backlog_at = -inf
 
     def allowed(
-        self, waiting: int, *, batch_size: int, portion: int, weight: int, busy: bool, now: float
+        self, waiting: int, *, batch_size: int, portion: int, busy: bool, now: float
     ) -> int:
         """Return how many of the `waiting` deliveries may go in a batch now.
 
@@ -82,13 +71,19 @@ class Portions:
         """
         if waiting <= portion:
             return batch_size
-        neighbours = self._neighbours
-        neighbours.note_backlog(weight, now)
-        if not neighbours.beside(self._tenant, now) or neighbours.unequal(weight, now):
+        if not self._neighbours.beside(self._tenant, now):
             return batch_size
         if self.seconds_left(now) <= 0 or not (busy or self._owed > 0):
             return min(portion, batch_size)
         return 0
+
+    def note_backlog(self, now: float) -> None:
+        """Note that the tenant has a full batch in hand, waiting and in batches."""
+        self._backlog_at = now
+
+    def has_backlog(self, now: float) -> bool:
+        """Tell whether it had one lately: a backlog, too, comes in few messages at times."""
+        return now - self._backlog_at < LATELY
 
     def seconds_left(self, now: float) -> float:
         """Return the seconds after which a portion may go in any case."""
@@ -101,5 +96,5 @@ class Portions:
     def gone(self, count: int, *, waiting: int, busy: bool, now: float) -> None:
         """Note that so many deliveries were given out, and so many are left."""
         self._at, self._owed = now, count
-        if count <= FEW and not waiting and not busy:
+        if count <= FEW and not (waiting or busy or self.has_backlog(now)):
             self._neighbours.note(self._tenant, now)

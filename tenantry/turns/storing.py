@@ -70,12 +70,15 @@ class StoringTurns:
         """How many batches wait for their turn."""
         return self.turns.waiting
 
-    def take(self, tenant_id: str, messages: int, size: int = 0) -> Turn | None:
+    def take(
+        self, tenant_id: str, messages: int, size: int = 0, *, more: bool = False
+    ) -> Turn | None:
         """Wait for the turn of a batch of so many bytes; None if it has not come in time.
 
-        It is to be `ended`.
+        It is to be `ended`. With `more` the tenant has a backlog: others do not go ahead of it.
         """
-        return self.turns.take(tenant_id, self.room(messages, size), patience=PATIENCE)
+        room = self.room(messages, size)
+        return self.turns.take(tenant_id, room, patience=PATIENCE, more=more)
 
     def room(self, messages: int, size: int = 0) -> float:
         """Tell how much room a batch takes up, in full batches."""

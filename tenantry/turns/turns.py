@@ -15,6 +15,9 @@ from tenantry.turns.room import Room
 LOOK_EVERY: Final = 1.0
 """Seconds between two checks, by waiting threads, whether a long turn's room can be lent."""
 
+EXPECTED_FOR: Final = 0.1
+"""Seconds after a turn for which its tenant keeps its place, if it has more."""
+
 
 class Weights:
     """The weights of tenants, 1 by default. Callable from any thread."""
@@ -35,12 +38,18 @@ class Weights:
 
 
 class Turn:
-    """A turn that a tenant has or waits for; it takes up `room` while it runs."""
+    """A turn that a tenant has or waits for; it takes up `room` while it runs.
 
-    __slots__ = ("began", "grant", "lent", "ready", "room")
+    With `more`, the tenant will soon ask for another one. At `look_at`, a thread that waits for the
+    turn is to see whether others are still expected.
+    """
 
-    def __init__(self, room: float) -> None:
+    __slots__ = ("began", "grant", "lent", "look_at", "more", "ready", "room")
+
+    def __init__(self, room: float, *, more: bool = False) -> None:
         self.room = room
+        self.more = more
+        self.look_at = inf
         self.began = 0.0
         self.grant: Grant[Turn] | None = None
         self.lent = False
@@ -55,6 +64,10 @@ class Turns:
     while the others have small turns alone. A tenant has at most `most_of_one` turns at once. The
     room of a turn that has lasted `lent_after` seconds is lent to others. A turn of at most `small`
     needs no room if its tenant has no other turn and has not used up its share.
+
+    A tenant that has more than its turns in hand keeps its place until it asks again: others, if
+    they have had more for their weight, wait for it during its turn, and `EXPECTED_FOR` after.
+    Otherwise whoever asks first would go ahead each time, where what is scarce is not the room.
     """
 
     def __init__(
@@ -81,6 +94,8 @@ class Turns:
         self.taken_up = 0.0
         """How much room is taken up; read-only for callers."""
         self._count = 0
+        self._expected: dict[str, float] = {}
+        """Until when tenants keep their places that do not wait."""
         self._large: Counter[str] = Counter()
         """How many turns that are not small, running or waiting, each tenant has."""
 
@@ -94,17 +109,20 @@ class Turns:
         """The number of running turns."""
         return self._count
 
-    def take(self, tenant_id: str, room: float, *, patience: float) -> Turn | None:
+    def take(
+        self, tenant_id: str, room: float, *, patience: float, more: bool = False
+    ) -> Turn | None:
         """Wait for a turn, `patience` seconds at most; None if it has not come."""
-        turn = self.ask(tenant_id, room)
+        turn = self.ask(tenant_id, room, more=more)
         return turn if turn.grant is not None or self._wait(tenant_id, turn, patience) else None
 
-    def ask(self, tenant_id: str, room: float) -> Turn:
+    def ask(self, tenant_id: str, room: float, *, more: bool = False) -> Turn:
         """Ask for a turn. It has a `grant` once it has begun; the caller must end it.
 
-        If it has not begun yet, its event `ready` is set when it does.
+        If it has not begun yet, its event `ready` is set when it does, or when it is to be looked
+        at again. With `more` the tenant will ask again as soon as it can.
         """
-        turn = Turn(room)
+        turn = Turn(room, more=more)
         with self._lock:
             now = self._now()
             self._lend(now)
@@ -124,17 +142,20 @@ class Turns:
         """Wait for a turn that was asked for; tell whether it has come."""
         until = self._now() + patience
         while True:
-            if turn.ready is None or turn.ready.wait(min(LOOK_EVERY, until - self._now())):
-                return True
-            self.look()
             with self._lock:
-                if turn.grant is not None:
+                now = self._now()
+                if turn.grant is not None or turn.ready is None:
                     return True
-                if self._now() >= until:
+                if now >= until:
                     self._queue.remove(tenant_id, turn)
                     self._forget(tenant_id, turn)
-                    self._go_on(self._now())
+                    self._go_on(now)
                     return False
+                seconds = min(until, now + LOOK_EVERY, turn.look_at) - now
+                turn.look_at = inf
+                turn.ready.clear()
+            turn.ready.wait(seconds)
+            self.look()
 
     def look(self) -> None:
         """Lend the room of turns that have lasted for long."""
@@ -153,6 +174,8 @@ class Turns:
                 del self._working[turn]
                 self._take_off(turn)
             if turn.grant is not None:
+                if turn.more and turn.grant.client in self._expected:
+                    self._expected[turn.grant.client] = now + EXPECTED_FOR
                 self._queue.ended(turn.grant, taken(now - turn.began))
                 self._forget(turn.grant.client, turn)
             self._lend(now)
@@ -166,12 +189,22 @@ class Turns:
 
     def _go_on(self, now: float) -> None:
         queue, room = self._queue, self._room.size
-        while (
-            (self.taken_up < room or len(self._large) < 2)
-            and self._count < self._most
-            and (grant := queue.next()) is not None
-        ):
-            self._begin(grant, now)
+        for tenant_id in [one for one, until in self._expected.items() if until <= now]:
+            self._expect_no_more(tenant_id)
+        while (self.taken_up < room or len(self._large) < 2) and self._count < self._most:
+            grant = queue.next()
+            if grant is not None:
+                self._begin(grant, now)
+                continue
+            if queue.held is not None and queue.held.look_at == inf:
+                queue.held.look_at = min(self._expected.values())
+                if queue.held.ready is not None:
+                    queue.held.ready.set()
+            return
+
+    def _expect_no_more(self, tenant_id: str) -> None:
+        if self._expected.pop(tenant_id, None) is not None:
+            self._queue.expect_no_more(tenant_id)
 
     def _begin(self, grant: Grant[Turn], now: float) -> None:
         turn = grant.item
@@ -179,6 +212,11 @@ class Turns:
         self._working[turn] = None
         self.taken_up += turn.room
         self._count += 1
+        if turn.more:
+            self._queue.expect(grant.client)
+            self._expected[grant.client] = now + self._lent_after
+        else:
+            self._expect_no_more(grant.client)
         if turn.ready is not None:
             turn.ready.set()
 

@@ -34,7 +34,7 @@ SETTINGS = {
     "TENANTRY_CONSUMER_STORED_AT_ONCE": "0.3",
     "TENANTRY_DATABASE_POOL_SIZE": "6",
 }
-WORKERS, PREFETCH = 8, 4000
+PREFETCH = 4000
 
 SLOWLY = """
 CREATE TABLE public.gate ();
@@ -113,12 +113,13 @@ def shares(stored: list[Stored], heavy: Tenant, light: Tenant) -> tuple[int, int
     return rows[0], rows[1]
 
 
+@pytest.mark.parametrize("workers", [8, 1], ids=["by turns", "with one batch at a time"])
 def test_of_two_that_compete_one_with_three_times_the_weight_stores_three_times_as_much(
-    program: Program,
+    program: Program, workers: int
 ) -> None:
     program.start(**SETTINGS)
     by_weight = {
-        weight: program.create(word, workers=WORKERS)
+        weight: program.create(word, workers=workers)
         for word, weight in (("light", LIGHT), ("heavy", HEAVY))
     }
     for weight, tenant in by_weight.items():

@@ -45,6 +45,8 @@ class FakeStore:
         self.attempts = 5
         self.inside = 0
         self.most_inside = 0
+        self.more: dict[str, bool] = {}
+        """Whether a tenant had more with its latest batch."""
 
     def vacate(self, former: TenantState) -> None:
         self._faults.reach("vacate")
@@ -75,8 +77,10 @@ class FakeStore:
         again: Mapping[int, Tried | None] = NOTHING,
         *,
         in_order: bool = False,
+        more: bool = False,
     ) -> StoreResult:
         self._faults.reach(f"store {tenant_id}")
+        self.more[tenant_id] = more
         with self._lock:
             self.inside += 1
             self.most_inside = max(self.most_inside, self.inside)

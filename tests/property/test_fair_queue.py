@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from math import inf
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,7 +95,7 @@ def test_a_turn_is_given_as_long_as_somebody_waits_who_may_have_one(
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["add", "add", "next", "of", "end", "drop"]),
+        st.sampled_from(["add", "add", "next", "of", "end", "drop", "expect", "forget"]),
         st.sampled_from(NAMES),
         st.integers(1, 9),
     ),
@@ -109,6 +110,7 @@ def test_the_next_turn_is_always_of_one_who_has_had_the_least(
     queue: FairQueue[int] = FairQueue(most_of_one=2)
     running: list[Grant[int]] = []
     wanted: dict[str, list[int]] = {name: [] for name in NAMES}
+    expected: set[str] = set()
     for number, (step, name, size) in enumerate(steps):
         known = queue._clients
         ready = [
@@ -116,6 +118,7 @@ def test_the_next_turn_is_always_of_one_who_has_had_the_least(
             for one, items in wanted.items()
             if items and sum(grant.client == one for grant in running) < 2
         ]
+        awaited = [known[one].finish for one in expected if not wanted[one]]
         grant = None
         match step:
             case "add":
@@ -123,7 +126,9 @@ def test_the_next_turn_is_always_of_one_who_has_had_the_least(
                 wanted[name].append(number)
             case "next":
                 grant = queue.next()
-                assert (grant is None) == (not ready)
+                held = bool(ready) and min(awaited, default=inf) < min(ready)
+                assert (grant is None) == (held or not ready)
+                assert (queue.held is not None) == held
                 if grant is not None:
                     assert known[grant.client].finish - grant.charged <= min(ready) + 1e-9
             case "of":
@@ -132,6 +137,12 @@ def test_the_next_turn_is_always_of_one_who_has_had_the_least(
                     assert not any(one.client == name for one in running)
             case "end" if running:
                 queue.ended(running.pop(size % len(running)), size / 10)
+            case "expect" if any(one.client == name for one in running):
+                queue.expect(name)
+                expected.add(name)
+            case "forget":
+                queue.expect_no_more(name)
+                expected.discard(name)
             case "drop" if wanted[name]:
                 queue.remove(name, wanted[name].pop())
         if grant is not None:

@@ -8,6 +8,7 @@ import statistics
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from unittest.mock import Mock
 
 import pytest
@@ -20,7 +21,7 @@ from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.turns import storing
 from tenantry.turns.room import Room
 from tenantry.turns.storing import FULL, FULL_BYTES, LENT_AFTER, StoringTurns
-from tenantry.turns.turns import LOOK_EVERY, Turn, Turns, Weights
+from tenantry.turns.turns import EXPECTED_FOR, LOOK_EVERY, Turn, Turns, Weights
 from tests.depth import examples
 from tests.fakes.messages import incoming
 from tests.waiting import DEADLINE, eventually
@@ -31,13 +32,18 @@ ONE = Room(least=1, most=1)
 
 @dataclass(kw_only=True)
 class Tenant:
-    """One that always has more to store: by some workers, so many messages in so many seconds."""
+    """One that always has more to store: by some workers, so many messages in so many seconds.
+
+    With a `gap`, each worker has its next batch so many seconds after the one before.
+    """
 
     weight: int = 1
     workers: int = 3
     messages: int = FULL
     size: int = 0
     seconds: float = 0.05
+    gap: float = 0.0
+    more: bool = False
     stored: int = 0
     seconds_waited: float = 0.0
     waiting: list[tuple[Turn, float]] = field(default_factory=list)
@@ -58,12 +64,14 @@ class Storing:
             connections=CONNECTIONS,
             now=lambda: self.time,
         )
-        self._ends: list[tuple[float, int, str, Turn]] = []
+        self._due: list[tuple[float, int, str, Turn | None]] = []
+        """Turns that end, and workers that have another batch (None), by time."""
         self._number = 0
 
     def ask(self, name: str) -> None:
         one = self.tenants[name]
-        turn = self.turns.turns.ask(name, self.turns.room(one.messages, one.size))
+        room = self.turns.room(one.messages, one.size)
+        turn = self.turns.turns.ask(name, room, more=one.more)
         one.waiting.append((turn, self.time))
         self._begin_all()
 
@@ -72,22 +80,38 @@ class Storing:
             for _ in range(one.workers):
                 self.ask(name)
         look_at = self.time
-        while self._ends:
-            due = self._ends[0][0]
-            self.time = min(due, look_at)
+        while self._due:
+            due, looks = self._due[0][0], [turn for turn, _ in self._waiting()]
+            self.time = min(due, look_at, *(turn.look_at for turn in looks))
             if self.time > seconds:
                 return
-            if due > look_at:
-                look_at += LOOK_EVERY
+            if due > self.time:
+                look_at = max(look_at, self.time + LOOK_EVERY)
+                for turn in looks:
+                    turn.look_at = inf
                 self.turns.turns.look()
                 self._begin_all()
                 continue
-            _, _, name, turn = heapq.heappop(self._ends)
-            self.tenants[name].stored += self.tenants[name].messages
-            self.turns.ended(turn)
+            _, _, name, ends = heapq.heappop(self._due)
+            one = self.tenants[name]
+            if ends is None:
+                self.ask(name)
+                continue
+            one.stored += one.messages
+            self.turns.ended(ends)
             self._begin_all()
-            self.ask(name)
+            if one.gap:
+                self._in(one.gap, name, None)
+            else:
+                self.ask(name)
             check()
+
+    def _in(self, seconds: float, name: str, turn: Turn | None) -> None:
+        self._number += 1
+        heapq.heappush(self._due, (self.time + seconds, self._number, name, turn))
+
+    def _waiting(self) -> list[tuple[Turn, float]]:
+        return [waits for one in self.tenants.values() for waits in one.waiting]
 
     def _begin_all(self) -> None:
         for name, one in self.tenants.items():
@@ -95,9 +119,7 @@ class Storing:
                 if turn.grant is not None:
                     one.waiting.remove((turn, since))
                     one.seconds_waited = max(one.seconds_waited, self.time - since)
-                    self._number += 1
-                    end = (self.time + one.seconds, self._number, name, turn)
-                    heapq.heappush(self._ends, end)
+                    self._in(one.seconds, name, turn)
 
 
 tenants = st.builds(
@@ -126,6 +148,31 @@ def test_tenants_that_compete_store_by_their_weights(competing: dict[str, Tenant
     for name in competing:
         # Nobody is interrupted: each may be a batch ahead or behind.
         assert had[name] == pytest.approx(fair, rel=0.05, abs=1.0)
+
+
+@given(
+    st.integers(1, 5),
+    st.lists(st.floats(0, EXPECTED_FOR * 0.9), min_size=2, max_size=2),
+    st.lists(st.integers(1, 3), min_size=2, max_size=2),
+)
+def test_a_tenant_with_a_backlog_has_its_share_though_it_has_no_batch_ready_when_turns_are_given(
+    weight: int, gaps: list[float], workers: list[int]
+) -> None:
+    heavy = Tenant(weight=weight, gap=gaps[0], workers=workers[0], more=True)
+    light = Tenant(gap=gaps[1], workers=workers[1], more=True)
+    Storing({"heavy": heavy, "light": light}, room=1.0).run(60.0)
+    assert heavy.stored / light.stored == pytest.approx(weight, rel=0.02)
+
+
+@given(st.floats(EXPECTED_FOR * 1.1, 2.0), st.booleans(), st.integers(1, 1000))
+def test_a_tenant_that_is_slow_to_have_its_next_batch_keeps_others_waiting_for_a_moment_only(
+    gap: float, more: bool, weight: int
+) -> None:
+    slow, other = Tenant(weight=weight, gap=gap, workers=1, more=more), Tenant(more=True)
+    Storing({"slow": slow, "other": other}, room=1.0).run(60.0)
+    batches = slow.stored / FULL + 1
+    taken = batches * (slow.seconds + (EXPECTED_FOR if more else 0))
+    assert other.stored >= FULL * ((60.0 - taken) / other.seconds - batches)
 
 
 @given(st.dictionaries(st.sampled_from("abcde"), tenants, min_size=1))
@@ -184,8 +231,10 @@ def test_small_batches_of_one_that_seldom_stores_wait_for_nobody(workers: int) -
     assert last[0] > 5.0
 
 
-def test_one_whose_batches_do_not_end_does_not_keep_others_from_storing() -> None:
-    hangs, goes_on = Tenant(weight=1000, workers=64, seconds=1e9), Tenant(workers=3)
+@pytest.mark.parametrize("more", [False, True])
+def test_one_whose_batches_do_not_end_does_not_keep_others_from_storing(more: bool) -> None:
+    hangs = Tenant(weight=1000, workers=64, seconds=1e9, more=more)
+    goes_on = Tenant(workers=3, more=more)
     storing = Storing({"hangs": hangs, "goes on": goes_on})
     storing.run(60.0)
     assert hangs.stored == 0
@@ -290,6 +339,18 @@ def test_the_room_of_one_that_hangs_is_lent_though_nothing_ends() -> None:
     assert (turns.running, turns.taken_up) == (0, 0.0)
 
 
+def test_a_thread_has_its_turn_though_one_that_was_expected_does_not_come() -> None:
+    weights = Weights()
+    weights.weigh("heavy", 3)
+    turns = Turns(weights, room=ONE, most=9, most_of_one=9)
+    for _ in range(2):
+        for tenant in ("heavy", "light"):
+            turn = turns.take(tenant, 1.0, patience=DEADLINE, more=True)
+            assert turn is not None
+            turns.ended(turn, lambda _: 1.0)
+    assert turns.running == turns.waiting == 0
+
+
 def storing_turns() -> StoringTurns:
     return StoringTurns(Weights(), room=ONE, connections=1)
 
@@ -309,7 +370,7 @@ def test_a_batch_whose_turn_does_not_come_is_left_and_the_database_is_not_asked(
 
 def test_a_batch_takes_its_turn_by_its_bytes_as_well() -> None:
     turns, asked = storing_turns(), list[float]()
-    turns.turns.take = lambda _, room, *, patience: asked.append(room)  # type: ignore[method-assign, assignment]
+    turns.turns.take = lambda _, room, **_more: asked.append(room)  # type: ignore[method-assign, assignment]
     large = incoming("1", b"x" * FULL_BYTES)
     assert PostgresMessageStore(Mock(), turns=turns).store("acme", [large]).left == (0,)
     assert asked[0] > 1.0

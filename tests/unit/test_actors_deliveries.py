@@ -199,6 +199,7 @@ def test_a_batch_whose_turn_has_not_come_is_given_out_again_as_it_is(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
+    mores: list[bool] = []
     store = tree.store.store
 
     def in_turn(
@@ -207,8 +208,10 @@ def test_a_batch_whose_turn_has_not_come_is_given_out_again_as_it_is(
         again: Mapping[int, Tried | None] = NOTHING,
         *,
         in_order: bool = False,
+        more: bool = False,
     ) -> StoreResult:
         sizes.append(len(batch))
+        mores.append(more)
         if len(sizes) == 1:
             return StoreResult(stored=0, duplicates=0, left=tuple(range(len(batch))))
         return store(tenant_id, batch, again, in_order=in_order)
@@ -218,6 +221,7 @@ def test_a_batch_whose_turn_has_not_come_is_given_out_again_as_it_is(
     tree.deliver("a", *map(str, range(5)))
     eventually(lambda: len(tree.subscription("a").acked) == 5)
     assert sizes == [5, 5]
+    assert mores == [True, True]
     assert len(tree.stored("a")) == 5
 
 

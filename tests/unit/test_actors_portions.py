@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tenantry.domain.commands import ChangeLimits
 from tenantry.turns.neighbours import FEW, LATELY, PATIENCE, Neighbours, Portions
 from tests.fakes.actors import Tree
 from tests.waiting import eventually
@@ -26,7 +27,7 @@ class Backlog:
 
     def allowed(self, *, busy: bool = False, waiting: int = BACKLOG) -> int:
         return self.portions.allowed(
-            waiting, batch_size=BATCH, portion=PORTION, weight=1, busy=busy, now=self.now
+            waiting, batch_size=BATCH, portion=PORTION, busy=busy, now=self.now
         )
 
     def gone(self, count: int) -> None:
@@ -59,19 +60,6 @@ def test_beside_a_quiet_tenant_one_portion_goes_after_the_other(backlog: Backlog
     backlog.portions.came(1)
     assert backlog.allowed() == PORTION
     assert backlog.allowed(busy=True) == 0
-
-
-@pytest.mark.parametrize(("weight", "allowed"), [(1, PORTION), (3, BATCH)])
-def test_backlogs_of_unequal_weights_compete_in_full_batches(
-    backlog: Backlog, weight: int, allowed: int
-) -> None:
-    other = Portions("other", backlog.neighbours)
-    other.allowed(BACKLOG, batch_size=BATCH, portion=PORTION, weight=weight, busy=False, now=0.0)
-    backlog.neighbours.note("quiet", 0.0)
-    assert backlog.allowed() == allowed
-    backlog.now = LATELY
-    backlog.neighbours.note("quiet", LATELY)
-    assert backlog.allowed() == PORTION, "the other has stored its backlog"
 
 
 def test_what_takes_long_holds_up_no_other_worker(backlog: Backlog) -> None:
@@ -113,6 +101,15 @@ def test_quiet_is_who_has_few_messages_and_no_others(
     other.gone(count, waiting=waiting, busy=busy, now=0.0)
     assert backlog.neighbours.beside("flood", 0.0) is is_quiet
     assert not backlog.neighbours.beside("other", 0.0), "nobody is their own neighbour"
+
+
+def test_a_backlog_that_comes_in_few_messages_is_no_quiet_tenant(backlog: Backlog) -> None:
+    assert not backlog.portions.has_backlog(0.0)
+    backlog.portions.note_backlog(0.0)
+    for at, is_backlog in ((LATELY / 2, True), (LATELY, False)):
+        assert backlog.portions.has_backlog(at) is is_backlog
+        backlog.portions.gone(1, waiting=0, busy=False, now=at)
+        assert backlog.neighbours.beside("other", at) is not is_backlog
 
 
 def test_a_quiet_tenant_is_seen_past_ones_own_few_messages(backlog: Backlog) -> None:
@@ -173,3 +170,26 @@ def test_beside_a_quiet_tenant_each_worker_has_a_portion(in_portions_of_two: Tre
     tree.store.gate.set()
     eventually(lambda: tree.stored("flood") == expected)
     eventually(lambda: not tree.subscription("flood").unsettled)
+
+
+@pytest.mark.parametrize(
+    ("count", "window", "limits", "more"),
+    [
+        (5, 4000, {}, True),
+        (4, 4000, {}, False),
+        # No more may be in hand of large ones.
+        (3, 6, {}, True),
+        (5, 4000, {"rate": 1000, "burst": 1000}, True),
+        # It has as much as its rate allows, whatever others do.
+        (5, 4000, {"rate": 1000, "burst": 1}, False),
+    ],
+)
+def test_storing_is_told_whether_a_tenant_has_a_backlog(
+    tree: Tree, count: int, window: int, limits: dict[str, int | None], more: bool
+) -> None:
+    tree.create("acme", workers=1)
+    tree.subscription("acme").window = window
+    tree.execute(ChangeLimits(tenant_id="acme", changes=limits))
+    tree.deliver("acme", *(str(number) for number in range(count)))
+    eventually(lambda: len(tree.stored("acme")) == count)
+    assert tree.store.more["acme"] is more
