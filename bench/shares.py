@@ -5,12 +5,16 @@ both still have messages. Then one tenant's backlog, and ten tenants', is stored
 without, alternately, as other load on the machine varies: messages a second and processor time a
 message. Then some quiet tenants publish now and then, first alone and then while another tenant's
 backlog is stored, without consideration, with turns, and with turns and in portions: milliseconds
-from publishing to the commit.
+from publishing to the commit. Last, the same over HTTP, where the other tenant keeps many lists of
+messages under way.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +47,8 @@ FLOODS = {
 
 WEIGHTS = {"heavy": 3, "light": 1}
 FLOOD = "flood"
+LIST = 200
+"""Messages of a call of the flood."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +62,7 @@ class Options:
     quiet: int
     rate: float
     seconds: float
+    calls: int
     only: Sequence[str]
     ways: Sequence[str]
 
@@ -72,6 +79,9 @@ class Figures:
     flood_rate: dict[str, float] = field(default_factory=dict)
     seen: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """By second, in the default way: the flood's rows, and the quiet tenants' latencies in ms."""
+    over_http: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    """Alone, and beside the flood: milliseconds of calls, and from a call's begin to the commit."""
+    http_flood: dict[str, float] = field(default_factory=dict)
 
 
 class Shares:
@@ -98,6 +108,9 @@ class Shares:
             for way in self._options.ways:
                 with self._services.running(FLOODS[way]) as daemon:
                     self._flood(daemon, way)
+        if "http" in only:
+            with self._services.running() as daemon:
+                self._http(daemon)
         return self._figures
 
     # How weights share.
@@ -210,6 +223,53 @@ class Shares:
                     seen["p99"].append((second, _p99(found)))
         return seen
 
+    # The same over HTTP.
+
+    def _http(self, daemon: Subject) -> None:
+        options, figures = self._options, self._figures
+        quiet = [f"q{number:05}" for number in range(options.quiet)]
+        self._backlogs.create(daemon, [FLOOD, *quiet])
+        port = daemon.call("GET", "/info")["server"]["port"]
+        sender = [sys.executable, "-m", "bench.http_sender", str(port)]
+        calling = subprocess.Popen(
+            [*sender, "quiet", str(options.rate), *quiet],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(3)  # connections are open, caches are filled
+        since = time.time()
+        time.sleep(options.seconds)
+        began = time.time()
+        counts = [str(one) for one in (options.calls, LIST, options.flood)]
+        flood = subprocess.run(
+            [*sender, "flood", FLOOD, *counts], stdout=subprocess.PIPE, text=True, check=True
+        )
+        ended = time.time()
+        called = json.loads(calling.communicate()[0])
+        time.sleep(1)
+        told = json.loads(flood.stdout)
+        figures.http_flood = {
+            "rate": options.flood / told["seconds"],
+            **{status: float(count) for status, count in told["statuses"].items()},
+        }
+        for name, first, last in (("alone", since, began), ("beside the flood", began, ended)):
+            within = [one for one in called if first <= one[0] < last]
+            figures.over_http[name] = (
+                sorted(seconds * 1000 for _, seconds, made in within if made is not None),
+                self._committed({made: at for at, _, made in within if made is not None}),
+            )
+
+    def _committed(self, begun: dict[str, float]) -> list[float]:
+        """Return the milliseconds from when messages' calls began, by id, to their commits."""
+        with psycopg.connect(self._services.db) as connection:
+            rows = connection.execute(
+                "SELECT id, extract(epoch FROM pg_xact_commit_timestamp(xmin))"
+                " FROM public.messages WHERE id = ANY(%s)",
+                (list(begun),),
+            ).fetchall()
+        return sorted((float(at) - begun[made]) * 1000 for made, at in rows)
+
     def _latencies(self, tenants: Sequence[str], since: float, until: float) -> list[float]:
         found: list[float] = []
         with psycopg.connect(self._services.db) as connection:
@@ -226,7 +286,7 @@ class Shares:
 
 def main() -> None:
     """Measure on some brokers, and print a table."""
-    parts = ("weights", "cost", "flood")
+    parts = ("weights", "cost", "flood", "http")
     parser = parser_for("shares", __doc__)
     parser.add_argument("--only", choices=parts, action="append", help="this part only")
     parser.add_argument("--messages", type=int, default=60_000, help="a backlog")
@@ -239,6 +299,9 @@ def main() -> None:
     parser.add_argument("--quiet", type=int, default=50, help="tenants beside it")
     parser.add_argument("--rate", type=float, default=2.0, help="messages/s of each of those")
     parser.add_argument("--seconds", type=float, default=10.0, help="without the flood")
+    parser.add_argument(
+        "--calls", type=int, default=100, help="lists that are under way at once, over HTTP"
+    )
     parser.add_argument("--plot", type=Path, help="draw the flood, on the last broker, as SVG")
     given = parser.parse_args()
     wanted = Options(
@@ -249,6 +312,7 @@ def main() -> None:
         quiet=given.quiet,
         rate=given.rate,
         seconds=given.seconds,
+        calls=given.calls,
         only=given.only or parts,
         ways=given.way or list(FLOODS),
     )
@@ -298,6 +362,19 @@ def show(kind: str, one: Figures) -> None:
         if found and one.unloaded:
             ratio = _p99(found) / _p99(one.unloaded)
             table.add_row(f"p99 beside the flood, {label}", f"{ratio:.1f} times")
+    for name, (calls, commits) in one.over_http.items():
+        table.add_row(
+            f"quiet tenants over HTTP, {name}",
+            f"median {statistics.median(commits):.1f} ms, p99 {_p99(commits):.1f} ms",
+            f"the call {statistics.median(calls):.1f}, {_p99(calls):.1f} ms; {len(calls):,} calls",
+        )
+    if one.over_http:
+        alone, beside = (_p99(commits) for _, commits in one.over_http.values())
+        flood = ", ".join(
+            f"{name} {count:,.0f}{'/s' if name == 'rate' else ''}"
+            for name, count in one.http_flood.items()
+        )
+        table.add_row("p99 beside the flood over HTTP", f"{beside / alone:.1f} times", flood)
     Console(width=120).print(table)
 
 

@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
 from tenantry.broker.port import DeadLettersBusyError
-from tenantry.http.problems import too_many, unavailable
+from tenantry.http.problems import RETRY_AFTER_SECONDS, too_many, unavailable
+from tenantry.turns.one_by_one import OneByOne
 from tenantry.turns.places import Place, Places
 
 _Parameters = ParamSpec("_Parameters")
@@ -39,8 +41,9 @@ def _even(_client: str) -> float:
 class Pool:
     """At most `size` calls at once, by turns of the clients in `CLIENT`, by their weights.
 
-    One client has at most three quarters of the threads. A call that waits longer than `patience`
-    seconds gets a 503; a client with too many waiting calls gets a 429. Belongs to one event loop.
+    One client has at most three quarters of the threads, and makes its large calls one by one
+    beside others. A call that waits longer than `patience` seconds gets a 503; a client with too
+    many waiting calls gets a 429. Belongs to one event loop.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Pool:
         self._size = size
         self._weight_of = weight_of
         self._places = Places(size, patience=patience)
+        self._large = OneByOne(most=self._places.most_of_one, patience=patience)
         self._limiter: CapacityLimiter | None = None
 
     @property
@@ -71,30 +75,50 @@ class Pool:
         If the request is cancelled (it timed out, or the server stops), this returns at once. The
         thread keeps its place until the call ends by its own timeout.
         """
-        place = await self._place_for(CLIENT.get())
+        self._large.note_small(CLIENT.get())
+        return await self._run(partial(call, *args, **kwargs), large=False)
+
+    async def run_large(self, call: Callable[[], _Result]) -> _Result:
+        """Run a blocking call, as `run`, that keeps a processor busy for a while."""
+        return await self._run(call, large=True)
+
+    async def _run(self, call: Callable[[], _Result], *, large: bool) -> _Result:
+        client = CLIENT.get()
+        place = await self._place_for(client, large=large)
         if self._limiter is None:
             self._limiter = CapacityLimiter(self._size)
         began = asyncio.get_running_loop().time()
         running = asyncio.create_task(
-            to_thread.run_sync(
-                lambda: call(*args, **kwargs), abandon_on_cancel=True, limiter=self._limiter
-            )
+            to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
         )
 
         def ended(running: asyncio.Task[_Result]) -> None:
             self._places.give_back(place, running.get_loop().time() - began)
+            if large:
+                self._large.ended(client)
             if not running.cancelled():
                 running.exception()  # read, lest it is logged as never retrieved
 
         running.add_done_callback(ended)
         return await asyncio.shield(running)
 
-    async def _place_for(self, client: str) -> Place:
+    async def _place_for(self, client: str, *, large: bool) -> Place:
         most = WAITING_FOR_A_THREAD * self._size
-        if self._places.waiting_of(client) >= most:
-            raise too_many(f"{most} calls wait for their turn already; send fewer at once")
+        if self._places.waiting_of(client) + self._large.waiting_of(client) >= most:
+            problem = too_many(f"{most} calls wait for their turn already; send fewer at once")
+            # At different times: those that are refused together must not come back together.
+            seconds = self._large.seconds_to_wait(client) * random.uniform(0.5, 1.5)  # noqa: S311
+            problem.headers["Retry-After"] = str(max(RETRY_AFTER_SECONDS, round(seconds)))
+            raise problem
         try:
-            return await self._places.take(client, self._weight_of(client))
+            if large:
+                await self._large.begin(client)
+            try:
+                return await self._places.take(client, self._weight_of(client))
+            except BaseException:
+                if large:
+                    self._large.ended(client)
+                raise
         except TimeoutError:
             raise unavailable("too much is going on; try again", code="busy") from None
 

@@ -26,7 +26,8 @@ class Places:
     def __init__(self, count: int, *, patience: float) -> None:
         self._free = count
         self._patience = patience
-        self._queue: FairQueue[_Turn] = FairQueue(most_of_one=count - count // _KEPT_FREE)
+        self.most_of_one: Final = count - count // _KEPT_FREE
+        self._queue: FairQueue[_Turn] = FairQueue(most_of_one=self.most_of_one)
 
     @property
     def waiting(self) -> int:

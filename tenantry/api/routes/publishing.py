@@ -10,7 +10,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Final, NamedTuple
+from functools import partial
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -46,6 +47,7 @@ _CONTENT_TYPE: Final = "application/json"
 _PATH: Final = re.compile("/tenants/([^/]+)/messages")
 _PUBLICATIONS: Final[TypeAdapter[Publications]] = TypeAdapter(Publications)
 _MAX_TURNS: Final = 10_000
+_Sent = TypeVar("_Sent")
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -136,7 +138,7 @@ class Publisher:
     ) -> Response:
         """Publish the messages read from `body`; answer once the broker has confirmed all."""
         call = Call(tenant_id, who, body, key, asked)
-        sent = await self.threads.run(self._publish_read, call, publications)
+        sent = await self._run(body, partial(self._publish_read, call, publications))
         return json_response(sent, 202)
 
     async def read_and_publish(
@@ -155,7 +157,7 @@ class Publisher:
                 return None
             return self._publish_read(Call(tenant_id, who, body, None, asked), publications)
 
-        sent = await self.threads.run(work)
+        sent = await self._run(body, work)
         return None if sent is None else json_response(sent, 202)
 
     async def publish_events(
@@ -187,7 +189,11 @@ class Publisher:
             call = Call(tenant_id, who, said, key, asked)
             return self._send(call, len(wanted), lambda: wanted)
 
-        return json_response(await self.threads.run(work), 202)
+        return json_response(await self._run(body, work), 202)
+
+    async def _run(self, body: bytes, work: Callable[[], _Sent]) -> _Sent:
+        """Run what publishes a body on a thread; large ones of a tenant one by one."""
+        return await (self.threads.run_large if len(body) > LARGE else self.threads.run)(work)
 
     def _publish_read(self, call: Call, publications: Publications) -> bytes:
         several = [publications] if isinstance(publications, Publication) else publications
