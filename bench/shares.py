@@ -17,8 +17,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +45,7 @@ FLOODS = {
 }
 """How a flood is stored, and the settings for that; the last way is the default."""
 
-WEIGHTS = {"heavy": 3, "light": 1}
+HEAVY, LIGHT = 3, 1
 FLOOD = "flood"
 LIST = 200
 """Messages of a call of the flood."""
@@ -55,6 +55,8 @@ LIST = 200
 class Options:
     """How much is measured."""
 
+    weights: Mapping[str, int]
+    beside_quiet: bool
     messages: int
     rounds: int
     tenants: Sequence[int]
@@ -116,19 +118,25 @@ class Shares:
     # How weights share.
 
     def _weights(self, daemon: Subject) -> None:
-        count, backlogs = self._options.messages, self._backlogs
-        backlogs.create(daemon, WEIGHTS)
-        for tenant, weight in WEIGHTS.items():
+        count, weights, backlogs = self._options.messages, self._options.weights, self._backlogs
+        quiet = [f"w{number:05}" for number in range(self._options.quiet)]
+        backlogs.create(daemon, [*weights, *(quiet if self._options.beside_quiet else ())])
+        for tenant, weight in weights.items():
             daemon.call("PUT", f"/tenants/{tenant}/limits", json={"weight": weight})
-        backlogs.pile_up(daemon, dict.fromkeys(WEIGHTS, count))
-        began = backlogs.stored(WEIGHTS)
-        backlogs.resume(daemon, WEIGHTS)
+        backlogs.pile_up(daemon, dict.fromkeys(weights, count))
+        with self._publishing(quiet) if self._options.beside_quiet else nullcontext():
+            self._compete(daemon, weights, count)
+
+    def _compete(self, daemon: Subject, weights: Mapping[str, int], count: int) -> None:
+        backlogs = self._backlogs
+        began = backlogs.stored(weights)
+        backlogs.resume(daemon, weights)
         # Both store by then, and both still have messages when the first has stored 90 %.
         wait_until(lambda: min(self._gone(began).values()) > count // 50, timeout=60)
         first, at = self._gone(began), time.perf_counter()
         wait_until(lambda: max(self._gone(began).values()) > count * 9 // 10, timeout=600)
         last, seconds = self._gone(began), time.perf_counter() - at
-        self._figures.rows = {one: last[one] - first[one] for one in WEIGHTS}
+        self._figures.rows = {one: last[one] - first[one] for one in weights}
         self._figures.rows_rate = sum(self._figures.rows.values()) / seconds
         wait_until(lambda: min(self._gone(began).values()) >= count, timeout=600)
 
@@ -289,6 +297,10 @@ def main() -> None:
     parts = ("weights", "cost", "flood", "http")
     parser = parser_for("shares", __doc__)
     parser.add_argument("--only", choices=parts, action="append", help="this part only")
+    parser.add_argument("--weights", type=int, nargs=2, default=(HEAVY, LIGHT), help="of the two")
+    parser.add_argument(
+        "--beside-quiet", action="store_true", help="quiet tenants publish beside those two"
+    )
     parser.add_argument("--messages", type=int, default=60_000, help="a backlog")
     parser.add_argument("--rounds", type=int, default=3, help="of what turns cost")
     parser.add_argument("--tenants", type=int, action="append", help="so many, of what turns cost")
@@ -305,6 +317,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw the flood, on the last broker, as SVG")
     given = parser.parse_args()
     wanted = Options(
+        weights=dict(zip(("heavy", "light"), given.weights, strict=True)),
+        beside_quiet=given.beside_quiet,
         messages=given.messages,
         rounds=given.rounds,
         tenants=given.tenants or (1, 10),
@@ -323,7 +337,7 @@ def main() -> None:
         print(as_json(found))
         return
     for kind, one in found.items():
-        show(kind, one)
+        show(kind, one, wanted.weights)
 
 
 def draw(path: Path, kind: str, one: Figures) -> None:
@@ -338,13 +352,14 @@ def draw(path: Path, kind: str, one: Figures) -> None:
     write(path, f"A flood beside quiet tenants, {kind}", panels)
 
 
-def show(kind: str, one: Figures) -> None:
+def show(kind: str, one: Figures, weights: Mapping[str, int]) -> None:
     """Print the figures of a broker as a table."""
     table = Table(title=f"shares of tenants, {kind}", show_header=False)
     if one.rows:
         ratio = one.rows["heavy"] / one.rows["light"]
         counts = ", ".join(f"{who} {count:,} rows" for who, count in one.rows.items())
-        table.add_row("weights 3 : 1", f"{ratio:.2f} : 1", f"{counts}, {one.rows_rate:,.0f}/s")
+        wanted = " : ".join(str(weight) for weight in weights.values())
+        table.add_row(f"weights {wanted}", f"{ratio:.2f} : 1", f"{counts}, {one.rows_rate:,.0f}/s")
     for key, runs in one.cost.items():
         rate = statistics.median(rate for rate, _ in runs)
         used = {who: statistics.median(cost[who] for _, cost in runs) for who in runs[0][1]}
