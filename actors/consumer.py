@@ -293,8 +293,9 @@ class Consumer(SupervisedActor):
 
     def _full(self, batch_size: int) -> int:
         """Return how many deliveries in hand are a full batch; few where they are large."""
-        window = 0 if self._subscription is None else self._subscription.window
-        return max(1, min(batch_size, window * len(self._queues) // 2))
+        if self._subscription is None or self._pace is not None:
+            return batch_size  # a rate makes the window small, whatever waits
+        return max(1, min(batch_size, self._subscription.window * len(self._queues) // 2))
 
     def _await_portion(self, now: float) -> None:
         if not self._portion_awaited:

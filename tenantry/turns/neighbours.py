@@ -69,9 +69,7 @@ class Portions:
         If 0, more may go in `seconds_left`. `busy` tells whether a batch of the tenant is being
         stored.
         """
-        if waiting <= portion:
-            return batch_size
-        if not self._neighbours.beside(self._tenant, now):
+        if waiting <= portion or not self._neighbours.beside(self._tenant, now):
             return batch_size
         if self.seconds_left(now) <= 0 or not (busy or self._owed > 0):
             return min(portion, batch_size)

@@ -86,7 +86,8 @@ class OneByOne:
             has_waited = True
             mine.over.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(mine.over.wait(), None if alone else left)
+                async with asyncio.timeout(None if alone else left):
+                    await mine.over.wait()
         now = clock()
         if has_waited:
             mine.apart += (now - mine.began - mine.apart) * _NEW_SHARE

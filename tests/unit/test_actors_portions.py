@@ -155,10 +155,16 @@ def in_portions_of_two(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     tree.store.gate.set()
 
 
-def test_beside_a_quiet_tenant_each_worker_has_a_portion(in_portions_of_two: Tree) -> None:
+@pytest.mark.parametrize("limits", [{}, {"rate": 1000}], ids=["without a rate", "with a rate"])
+def test_beside_a_quiet_tenant_each_worker_has_a_portion(
+    in_portions_of_two: Tree, limits: dict[str, int | None]
+) -> None:
     tree = in_portions_of_two
     tree.create("flood", workers=3)
     tree.create("quiet")
+    tree.execute(ChangeLimits(tenant_id="quiet", changes=limits))
+    if limits:
+        tree.subscription("quiet").window = 2
     tree.deliver("quiet", "1")
     eventually(lambda: tree.stored("quiet") == {"1"})
     tree.store.gate.clear()
