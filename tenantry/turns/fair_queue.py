@@ -29,8 +29,6 @@ class _Client(Generic[_Item]):
     """The moving average of what its turns cost."""
     running: int = 0
     waiting: deque[_Item] = field(default_factory=deque)
-    expected: bool = False
-    """Whether it keeps its place although it has no turn and waits for none, as it soon will."""
     queued_at: float | None = None
     """The `finish` under which the client is queued; None while it is not queued."""
 
@@ -61,6 +59,7 @@ class FairQueue(Generic[_Item]):
         self._away: dict[str, float] = {}
         """The `finish` of clients without turns, where it lies beyond the present virtual time."""
         self._expected: dict[str, _Client[_Item]] = {}
+        """Clients that keep their places, also without a turn, as they will soon wait for one."""
         self._order: list[tuple[float, int, str]] = []
         """Waiting clients that may have a turn, a heap by `finish`; some entries are outdated."""
         self._number = 0
@@ -96,14 +95,11 @@ class FairQueue(Generic[_Item]):
 
     def expect(self, client: str) -> None:
         """Have a client that has a turn keep its place until it waits for another one."""
-        known = self._expected[client] = self._clients[client]
-        known.expected = True
+        self._expected[client] = self._clients[client]
 
     def expect_no_more(self, client: str) -> None:
         """Have a client keep its place no longer."""
-        known = self._expected.pop(client, None)
-        if known is not None:
-            known.expected = False
+        if self._expected.pop(client, None) is not None:
             self._leave(client)
 
     def next(self) -> Grant[_Item] | None:
@@ -181,7 +177,7 @@ class FairQueue(Generic[_Item]):
 
     def _leave(self, name: str) -> None:
         client = self._clients[name]
-        if client.waiting or client.running or client.expected:
+        if client.waiting or client.running or name in self._expected:
             return
         del self._clients[name]
         if not self._clients:
