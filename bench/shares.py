@@ -6,7 +6,7 @@ without, alternately, as other load on the machine varies: messages a second and
 message. Then some quiet tenants publish now and then, first alone and then while another tenant's
 backlog is stored, without consideration, with turns, and with turns and in portions: milliseconds
 from publishing to the commit. Last, the same over HTTP, where the other tenant keeps many lists of
-messages under way.
+messages, or single ones (`--list 1`), under way.
 """
 
 from __future__ import annotations
@@ -47,8 +47,6 @@ FLOODS = {
 
 HEAVY, LIGHT = 3, 1
 FLOOD = "flood"
-LIST = 200
-"""Messages of a call of the flood."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +63,7 @@ class Options:
     rate: float
     seconds: float
     calls: int
+    messages_a_call: int
     only: Sequence[str]
     ways: Sequence[str]
 
@@ -249,7 +248,7 @@ class Shares:
         since = time.time()
         time.sleep(options.seconds)
         began = time.time()
-        counts = [str(one) for one in (options.calls, LIST, options.flood)]
+        counts = [str(one) for one in (options.calls, options.messages_a_call, options.flood)]
         flood = subprocess.run(
             [*sender, "flood", FLOOD, *counts], stdout=subprocess.PIPE, text=True, check=True
         )
@@ -314,6 +313,7 @@ def main() -> None:
     parser.add_argument(
         "--calls", type=int, default=100, help="lists that are under way at once, over HTTP"
     )
+    parser.add_argument("--list", type=int, default=200, help="messages of each of those lists")
     parser.add_argument("--plot", type=Path, help="draw the flood, on the last broker, as SVG")
     given = parser.parse_args()
     wanted = Options(
@@ -327,6 +327,7 @@ def main() -> None:
         rate=given.rate,
         seconds=given.seconds,
         calls=given.calls,
+        messages_a_call=given.list,
         only=given.only or parts,
         ways=given.way or list(FLOODS),
     )

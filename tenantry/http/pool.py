@@ -18,13 +18,19 @@ from anyio import CapacityLimiter, to_thread
 
 from tenantry.broker.port import DeadLettersBusyError
 from tenantry.http.problems import RETRY_AFTER_SECONDS, too_many, unavailable
-from tenantry.turns.one_by_one import OneByOne
+from tenantry.turns.one_by_one import OneByOne, Turn
 from tenantry.turns.places import Place, Places
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 PATIENCE_SECONDS: Final = 5.0
+
+SECONDS: Final = 0.01
+"""What a call is expected to take, of which nothing is known."""
+
+_SURE: Final = 0.8
+"""The part of its patience that a call may be estimated to wait; estimates err."""
 
 WAITING_FOR_A_THREAD: Final = 8
 """Waiting calls of one client, per thread of the pool; further ones are refused at once."""
@@ -55,8 +61,9 @@ class Pool:
     ) -> None:
         self._size = size
         self._weight_of = weight_of
+        self._patience = patience
         self._places = Places(size, patience=patience)
-        self._large = OneByOne(most=self._places.most_of_one, patience=patience)
+        self._one_by_one = OneByOne(patience=patience)
         self._limiter: CapacityLimiter | None = None
 
     @property
@@ -75,16 +82,13 @@ class Pool:
         If the request is cancelled (it timed out, or the server stops), this returns at once. The
         thread keeps its place until the call ends by its own timeout.
         """
-        self._large.note_small(CLIENT.get())
-        return await self._run(partial(call, *args, **kwargs), large=False)
+        return await self.run_expecting(SECONDS, partial(call, *args, **kwargs))
 
-    async def run_large(self, call: Callable[[], _Result]) -> _Result:
-        """Run a blocking call, as `run`, that keeps a processor busy for a while."""
-        return await self._run(call, large=True)
-
-    async def _run(self, call: Callable[[], _Result], *, large: bool) -> _Result:
+    async def run_expecting(self, seconds: float, call: Callable[[], _Result]) -> _Result:
+        """Run a blocking call, as `run`, whose work is expected to take so many seconds."""
         client = CLIENT.get()
-        place = await self._place_for(client, large=large)
+        self._check(client)
+        turn, place = await self._turn_and_place(client, seconds)
         if self._limiter is None:
             self._limiter = CapacityLimiter(self._size)
         began = asyncio.get_running_loop().time()
@@ -94,33 +98,39 @@ class Pool:
 
         def ended(running: asyncio.Task[_Result]) -> None:
             self._places.give_back(place, running.get_loop().time() - began)
-            if large:
-                self._large.ended(client)
+            self._one_by_one.ended(turn)
             if not running.cancelled():
                 running.exception()  # read, lest it is logged as never retrieved
 
         running.add_done_callback(ended)
         return await asyncio.shield(running)
 
-    async def _place_for(self, client: str, *, large: bool) -> Place:
-        most = WAITING_FOR_A_THREAD * self._size
-        if self._places.waiting_of(client) + self._large.waiting_of(client) >= most:
-            problem = too_many(f"{most} calls wait for their turn already; send fewer at once")
-            # At different times: those that are refused together must not come back together.
-            seconds = self._large.seconds_to_wait(client) * random.uniform(0.5, 1.5)  # noqa: S311
-            problem.headers["Retry-After"] = str(max(RETRY_AFTER_SECONDS, round(seconds)))
-            raise problem
+    async def _turn_and_place(self, client: str, seconds: float) -> tuple[Turn, Place]:
+        weight = self._weight_of(client)
         try:
-            if large:
-                await self._large.begin(client)
+            turn = await self._one_by_one.begin(client, weight, seconds)
             try:
-                return await self._places.take(client, self._weight_of(client))
+                return turn, await self._places.take(client, weight)
             except BaseException:
-                if large:
-                    self._large.ended(client)
+                self._one_by_one.ended(turn)
                 raise
         except TimeoutError:
             raise unavailable("too much is going on; try again", code="busy") from None
+
+    def _check(self, client: str) -> None:
+        """Refuse a call that would not get its turn in time.
+
+        Not one too early: refusing a call, and the same one later, costs as much as a small call.
+        """
+        wait = self._one_by_one.seconds_to_wait(client)
+        most = WAITING_FOR_A_THREAD * self._size
+        if wait <= self._patience * _SURE and self._places.waiting_of(client) < most:
+            return
+        problem = too_many("too many calls wait for their turn already; send fewer at once")
+        # At different times: those that are refused together must not come back together.
+        wait *= random.uniform(0.5, 1.5)  # noqa: S311
+        problem.headers["Retry-After"] = str(max(RETRY_AFTER_SECONDS, round(wait)))
+        raise problem
 
 
 TURN_SECONDS: Final = 10.0

@@ -1,105 +1,109 @@
-"""Large calls of a client, one after the other while other clients make small ones."""
+"""Calls of clients that make many, one after the other while others make few."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from tenantry.turns.neighbours import Neighbours
+from tenantry.turns.places import Place, Places
 
-_NEW_SHARE: Final = 0.2
+_NEW_SHARE: Final = 0.05
 """How much of the latest value goes into a moving average."""
 
-PATIENCE: Final = 0.25
-"""Seconds after which a large call holds up the client's next one no longer."""
+SMALL: Final = 0.02
+"""Seconds that a small call is expected to take at most."""
+
+LONGEST: Final = 0.25
+"""Seconds that a turn lasts at most, whatever is expected: a client's call may hang."""
 
 
 @dataclass(slots=True)
 class _Calls:
-    """A client's large calls: how many run and wait, and when the latest one began."""
+    """A client's calls under way."""
 
-    running: int = 0
-    waiting: int = 0
+    count: int = 0
     began: float = 0.0
+    """When the latest turn began."""
     apart: float = 0.0
-    """The moving average of the seconds between two calls that had to wait."""
-    next: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the call that is next."""
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a call ends."""
+    """The moving average of the seconds between two turns that were waited for."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """A call's turn, while it has one."""
+
+    client: str
+    place: Place | None = None
+    began: float = 0.0
+    over: asyncio.TimerHandle | None = None
 
 
 class OneByOne:
-    """Has a client make its large calls one by one while others made small ones lately.
+    """Has calls made one by one, except small ones of clients that make no other at the time.
 
-    Large calls side by side keep all processors busy, and small ones wait for them at each step of
-    their way. A call that has lasted for `PATIENCE` holds up no other: it waits for something else,
-    a distant broker, say. While nobody makes small ones a client makes `most` at once. Belongs to
-    one event loop.
+    Calls side by side keep all processors busy, and small ones wait for them at each step of their
+    way. So while some client makes small calls by themselves, all other calls take turns, by their
+    clients' weights. A turn ends with its call, or when the call takes longer than is expected of
+    its work: then it waits for something else, a distant broker, say. Belongs to one event loop.
     """
 
-    def __init__(self, *, most: int, patience: float) -> None:
-        """A call waits `patience` seconds at most for those before it."""
-        self._most = most
-        self._patience = patience
+    def __init__(self, *, patience: float) -> None:
+        """A call waits `patience` seconds at most for its turn."""
+        self._places = Places(1, patience=patience)
         self._neighbours = Neighbours()
         self._clients: dict[str, _Calls] = {}
 
-    def waiting_of(self, client: str) -> int:
-        """Tell how many large calls of a client wait."""
-        mine = self._clients.get(client)
-        return 0 if mine is None else mine.waiting
-
     def seconds_to_wait(self, client: str) -> float:
-        """Estimate how long one more large call would wait."""
+        """Estimate how long one more call of a client would wait."""
         mine = self._clients.get(client)
-        return 0.0 if mine is None else mine.waiting * mine.apart
+        return 0.0 if mine is None else self._places.waiting_of(client) * mine.apart
 
-    def note_small(self, client: str) -> None:
-        """Note that a client makes a small call; one that makes large ones, too, does not count."""
-        if client not in self._clients:
-            self._neighbours.note(client, asyncio.get_running_loop().time())
+    async def begin(self, client: str, weight: float, seconds: float) -> Turn:
+        """Wait until a call may begin, which is to be `ended`; else raise `TimeoutError`.
 
-    async def begin(self, client: str) -> None:
-        """Wait until a large call may begin, which is to be `ended`; else raise `TimeoutError`."""
+        `seconds` are what its work is expected to take.
+        """
         mine = self._clients.setdefault(client, _Calls())
-        mine.waiting += 1
+        mine.count += 1
         try:
-            async with asyncio.timeout(self._patience), mine.next:
-                await self._wait(client, mine)
-                mine.running += 1
-        finally:
-            mine.waiting -= 1
-            self._forget(client, mine)
+            return await self._turn(client, weight, seconds, mine)
+        except BaseException:
+            self._gone(client)
+            raise
 
-    async def _wait(self, client: str, mine: _Calls) -> None:
-        clock = asyncio.get_running_loop().time
-        has_waited = False
-        while mine.running:
-            now = clock()
-            left = mine.began + PATIENCE - now
-            alone = left <= 0 or not self._neighbours.beside(client, now)
-            if alone and mine.running < self._most:
-                break
-            has_waited = True
-            mine.over.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if alone else left):
-                    await mine.over.wait()
-        now = clock()
-        if has_waited:
-            mine.apart += (now - mine.began - mine.apart) * _NEW_SHARE
-        mine.began = now
+    async def _turn(self, client: str, weight: float, seconds: float, mine: _Calls) -> Turn:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if mine.count == 1 and seconds <= SMALL:
+            self._neighbours.note(client, now)
+            return Turn(client)
+        if not self._neighbours.beside(client, now):
+            return Turn(client)
+        place = await self._places.take(client, weight)
+        began = loop.time()
+        if began > now:
+            mine.apart += (began - max(mine.began, now) - mine.apart) * _NEW_SHARE
+        mine.began = began
+        turn = Turn(client, place, began)
+        turn.over = loop.call_later(min(seconds, LONGEST), self._end, turn)
+        return turn
 
-    def ended(self, client: str) -> None:
-        """End a large call."""
+    def ended(self, turn: Turn) -> None:
+        """End a call."""
+        if turn.over is not None:
+            turn.over.cancel()
+        self._end(turn)
+        self._gone(turn.client)
+
+    def _end(self, turn: Turn) -> None:
+        if turn.place is not None:
+            place, turn.place = turn.place, None
+            self._places.give_back(place, asyncio.get_running_loop().time() - turn.began)
+
+    def _gone(self, client: str) -> None:
         mine = self._clients[client]
-        mine.running -= 1
-        mine.over.set()
-        self._forget(client, mine)
-
-    def _forget(self, client: str, mine: _Calls) -> None:
-        if not (mine.running or mine.waiting):
+        mine.count -= 1
+        if not mine.count:
             del self._clients[client]
