@@ -29,6 +29,9 @@ PATIENCE_SECONDS: Final = 5.0
 SECONDS: Final = 0.01
 """What a call is expected to take, of which nothing is known."""
 
+_FOR_A_TURN: Final = 2
+"""A call waits for its turn so many times as long as for a thread: turns go on all the time."""
+
 _SURE: Final = 0.8
 """The part of its patience that a call may be estimated to wait; estimates err."""
 
@@ -47,9 +50,10 @@ def _even(_client: str) -> float:
 class Pool:
     """At most `size` calls at once, by turns of the clients in `CLIENT`, by their weights.
 
-    One client has at most three quarters of the threads, and makes its large calls one by one
-    beside others. A call that waits longer than `patience` seconds gets a 503; a client with too
-    many waiting calls gets a 429. Belongs to one event loop.
+    One client has at most three quarters of the threads. Beside small calls of others all calls go
+    one by one, see `OneByOne`. A call that waits longer than `patience` seconds for a thread, or
+    twice as long for its turn, gets a 503; one that would, as too many others wait, gets a 429.
+    Belongs to one event loop.
     """
 
     def __init__(
@@ -61,9 +65,9 @@ class Pool:
     ) -> None:
         self._size = size
         self._weight_of = weight_of
-        self._patience = patience
+        self._patience = _FOR_A_TURN * patience
         self._places = Places(size, patience=patience)
-        self._one_by_one = OneByOne(patience=patience)
+        self._one_by_one = OneByOne(patience=self._patience)
         self._limiter: CapacityLimiter | None = None
 
     @property
