@@ -17,7 +17,7 @@ from typing import Final, ParamSpec, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from tenantry.broker.port import DeadLettersBusyError
-from tenantry.http.problems import RETRY_AFTER_SECONDS, too_many, unavailable
+from tenantry.http.problems import RETRY_AFTER_SECONDS, Problem, too_many, unavailable
 from tenantry.turns.one_by_one import OneByOne, Turn
 from tenantry.turns.places import Place, Places
 
@@ -25,9 +25,6 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 PATIENCE_SECONDS: Final = 5.0
-
-SECONDS: Final = 0.01
-"""What a call is expected to take, of which nothing is known."""
 
 _FOR_A_TURN: Final = 2
 """A call waits for its turn so many times as long as for a thread: turns go on all the time."""
@@ -50,10 +47,10 @@ def _even(_client: str) -> float:
 class Pool:
     """At most `size` calls at once, by turns of the clients in `CLIENT`, by their weights.
 
-    One client has at most three quarters of the threads. Beside small calls of others all calls go
-    one by one, see `OneByOne`. A call that waits longer than `patience` seconds for a thread, or
-    twice as long for its turn, gets a 503; one that would, as too many others wait, gets a 429.
-    Belongs to one event loop.
+    One client has at most three quarters of the threads. Calls that keep processors busy go one by
+    one beside small ones of others, see `OneByOne`. A call that waits longer than `patience`
+    seconds for a thread, or twice as long for its turn, gets a 503; one that too many others of its
+    client wait before gets a 429. Belongs to one event loop.
     """
 
     def __init__(
@@ -86,13 +83,28 @@ class Pool:
         If the request is cancelled (it timed out, or the server stops), this returns at once. The
         thread keeps its place until the call ends by its own timeout.
         """
-        return await self.run_expecting(SECONDS, partial(call, *args, **kwargs))
-
-    async def run_expecting(self, seconds: float, call: Callable[[], _Result]) -> _Result:
-        """Run a blocking call, as `run`, whose work is expected to take so many seconds."""
         client = CLIENT.get()
-        self._check(client)
-        turn, place = await self._turn_and_place(client, seconds)
+        place = await self._place_for(client)
+        return await self._run(place, partial(call, *args, **kwargs))
+
+    async def run_in_turn(self, seconds: float, call: Callable[[], _Result]) -> _Result:
+        """Run a blocking call, as `run`, that keeps processors busy, of this process and of others.
+
+        Its work is expected to take so many seconds. Beside small ones of other clients it may have
+        to wait for its turn.
+        """
+        client = CLIENT.get()
+        turn = await self._turn_for(client, seconds)
+        try:
+            place = await self._place_for(client)
+        except BaseException:
+            self._one_by_one.ended(turn)
+            raise
+        return await self._run(place, call, lambda: self._one_by_one.ended(turn))
+
+    async def _run(
+        self, place: Place, call: Callable[[], _Result], then: Callable[[], None] | None = None
+    ) -> _Result:
         if self._limiter is None:
             self._limiter = CapacityLimiter(self._size)
         began = asyncio.get_running_loop().time()
@@ -102,39 +114,43 @@ class Pool:
 
         def ended(running: asyncio.Task[_Result]) -> None:
             self._places.give_back(place, running.get_loop().time() - began)
-            self._one_by_one.ended(turn)
+            if then is not None:
+                then()
             if not running.cancelled():
                 running.exception()  # read, lest it is logged as never retrieved
 
         running.add_done_callback(ended)
         return await asyncio.shield(running)
 
-    async def _turn_and_place(self, client: str, seconds: float) -> tuple[Turn, Place]:
-        weight = self._weight_of(client)
+    async def _place_for(self, client: str) -> Place:
+        if self._places.waiting_of(client) >= WAITING_FOR_A_THREAD * self._size:
+            raise _too_many(RETRY_AFTER_SECONDS)
         try:
-            turn = await self._one_by_one.begin(client, weight, seconds)
-            try:
-                return turn, await self._places.take(client, weight)
-            except BaseException:
-                self._one_by_one.ended(turn)
-                raise
+            return await self._places.take(client, self._weight_of(client))
         except TimeoutError:
             raise unavailable("too much is going on; try again", code="busy") from None
 
-    def _check(self, client: str) -> None:
-        """Refuse a call that would not get its turn in time.
+    async def _turn_for(self, client: str, seconds: float) -> Turn:
+        """Wait for a turn; a call that would not get one in time is refused at once.
 
         Not one too early: refusing a call, and the same one later, costs as much as a small call.
         """
-        wait = self._one_by_one.seconds_to_wait(client)
-        most = WAITING_FOR_A_THREAD * self._size
-        if wait <= self._patience * _SURE and self._places.waiting_of(client) < most:
-            return
-        problem = too_many("too many calls wait for their turn already; send fewer at once")
-        # At different times: those that are refused together must not come back together.
-        wait *= random.uniform(0.5, 1.5)  # noqa: S311
-        problem.headers["Retry-After"] = str(max(RETRY_AFTER_SECONDS, round(wait)))
-        raise problem
+        beyond = self._one_by_one.seconds_to_wait(client) - self._patience * _SURE
+        if beyond > 0:
+            raise _too_many(beyond)
+        try:
+            return await self._one_by_one.begin(client, self._weight_of(client), seconds)
+        except TimeoutError:
+            raise _too_many(RETRY_AFTER_SECONDS) from None
+
+
+def _too_many(seconds: float) -> Problem:
+    """Tell a client to come back in about so many seconds, when there will be room."""
+    problem = too_many("too many calls wait for their turn already; send fewer at once")
+    # At different times: those that are refused together must not come back together.
+    seconds = max(RETRY_AFTER_SECONDS, seconds) * random.uniform(1, 2)  # noqa: S311
+    problem.headers["Retry-After"] = str(round(seconds))
+    return problem
 
 
 TURN_SECONDS: Final = 10.0

@@ -74,6 +74,11 @@ class FairQueue(Generic[_Item]):
         known = self._clients.get(client)
         return 0 if known is None else len(known.waiting)
 
+    def running_of(self, client: str) -> int:
+        """Tell how many turns a client has."""
+        known = self._clients.get(client)
+        return 0 if known is None else known.running
+
     def add(self, client: str, weight: float, item: _Item) -> None:
         """Have a client wait for one more turn."""
         known = self._clients.get(client)

@@ -38,6 +38,10 @@ class Places:
         """Tell how many calls of a client wait for a place."""
         return self._queue.waiting_of(client)
 
+    def has_one_for(self, client: str) -> bool:
+        """Tell whether a client's call would get a place at once."""
+        return self._free > 0 and self._queue.running_of(client) < self.most_of_one
+
     @asynccontextmanager
     async def taken(self, client: str) -> AsyncIterator[None]:
         """Have a place for a client. Raises `TimeoutError` where there is none in time."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from tenantry.http.pool import CLIENT, Pool
+from tenantry.api.routes.publishing import seconds_for
+from tenantry.http.pool import CLIENT, WAITING_FOR_A_THREAD, Pool
 from tenantry.http.problems import Problem
 from tenantry.turns import one_by_one
-from tenantry.turns.one_by_one import SMALL, OneByOne, Turn
+from tenantry.turns.neighbours import Neighbours
+from tenantry.turns.one_by_one import FREE, SMALL, OneByOne, Turn
 from tests.waiting import DEADLINE
 
 
@@ -29,6 +32,8 @@ async def _made(act: Callable[[OneByOne], Awaitable[None]]) -> None:
     calls = OneByOne(patience=DEADLINE)
     await act(calls)
     assert not calls._clients, "nothing is kept of clients without calls"
+    assert calls._places.has_one_for("anyone")
+    assert not calls._places.waiting
 
 
 async def as_far_as_they_can(tasks: list[asyncio.Task[Turn]]) -> list[Turn]:
@@ -71,18 +76,36 @@ def test_beside_a_small_call_of_another_they_are_made_one_after_the_other() -> N
     running(act)
 
 
-def test_small_calls_side_by_side_are_made_one_after_the_other_too() -> None:
+def test_a_client_makes_a_few_small_calls_at_once_and_more_in_turns() -> None:
     async def act(calls: OneByOne) -> None:
         await with_a_neighbour(calls)
-        tasks = [asyncio.ensure_future(calls.begin("flood", 1.0, SMALL)) for _ in range(3)]
-        # The first is as good as one that is made by itself.
+        tasks = [asyncio.ensure_future(calls.begin("flood", 1.0, SMALL)) for _ in range(FREE + 2)]
         turns = await as_far_as_they_can(tasks)
-        assert [one.place is None for one in turns] == [True, False]
-        calls.ended(turns[1])
+        assert [one.place is None for one in turns] == [True] * FREE + [False]
+        calls.ended(turns.pop())
         turns = await as_far_as_they_can(tasks)
-        assert len(turns) == 3
-        calls.ended(turns[0])
-        calls.ended(turns[2])
+        assert len(turns) == FREE + 2
+        for one in turns:
+            if one.place is not None or one is not turns[FREE]:
+                calls.ended(one)
+
+    running(act)
+
+
+def test_those_that_wait_go_on_once_the_neighbour_has_gone() -> None:
+    async def act(calls: OneByOne) -> None:
+        await with_a_neighbour(calls)
+        tasks = begun(calls, 4)
+        (first,) = await as_far_as_they_can(tasks)
+        calls._clients["flood"].apart = 10.0
+        assert calls.seconds_to_wait("flood") == 30.0
+        calls._neighbours = Neighbours()
+        assert calls.seconds_to_wait("flood") == 0.0
+        calls.release(first)
+        turns = await as_far_as_they_can(tasks)
+        assert len(turns) == 4
+        for one in turns:
+            calls.ended(one)
 
     running(act)
 
@@ -195,8 +218,31 @@ def client() -> Iterator[str]:
     CLIENT.reset(token)
 
 
+def test_how_long_another_would_wait_is_what_those_before_it_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def act(calls: OneByOne) -> None:
+        clock = [asyncio.get_running_loop().time()]
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
+        await with_a_neighbour(calls)
+        tasks = begun(calls, 10)
+        for ended in range(3):
+            turns = await as_far_as_they_can(tasks)
+            clock[0] += 0.25
+            calls.ended(turns[ended])
+        await as_far_as_they_can(tasks)
+        # Six wait, and turns began 0.25 s apart.
+        assert calls.seconds_to_wait("flood") == pytest.approx(6 * 0.25)
+        assert calls.seconds_to_wait("another") == 0.0
+        for one in tasks[4:]:
+            one.cancel()
+        calls.ended((await as_far_as_they_can(tasks))[3])
+
+    running(act)
+
+
 @pytest.mark.usefixtures("client")
-def test_a_call_that_would_wait_too_long_is_refused_until_the_others_will_be_over() -> None:
+def test_a_call_that_would_wait_too_long_is_refused_until_there_will_be_room() -> None:
     async def act() -> None:
         pool, over = Pool(1), asyncio.Event()
         calls = pool._one_by_one
@@ -204,15 +250,70 @@ def test_a_call_that_would_wait_too_long_is_refused_until_the_others_will_be_ove
         tasks = begun(calls, 9)
         (first,) = await as_far_as_they_can(tasks)
         calls._clients["flood"].apart = 10.0
-        with pytest.raises(Problem) as refused:
-            await pool.run(over.set)
-        assert refused.value.status == 429
-        assert 40 <= int(refused.value.headers["Retry-After"]) <= 120
+        refused = set()
+        for _ in range(50):
+            with pytest.raises(Problem) as problem:
+                await pool.run_in_turn(1.0, over.set)
+            assert problem.value.status == 429
+            refused.add(int(problem.value.headers["Retry-After"]))
+        # They would wait 80 s and may wait 8.
+        assert 72 <= min(refused) < max(refused) <= 144
         for one in tasks:
             one.cancel()
         await as_far_as_they_can(tasks)
         calls.ended(first)
-        assert await pool.run(lambda: "done") == "done"
+        assert await pool.run_in_turn(1.0, lambda: "done") == "done"
         assert not calls._clients
 
     asyncio.run(act())
+
+
+@pytest.mark.usefixtures("client")
+def test_a_call_that_gets_no_thread_leaves_its_turn() -> None:
+    async def act() -> None:
+        pool, release = Pool(1, patience=0.01), threading.Event()
+        stuck = asyncio.ensure_future(pool.run(lambda: release.wait(DEADLINE)))
+        await as_far_as_they_can([])
+        await with_a_neighbour(pool._one_by_one)
+        with pytest.raises(Problem) as late:
+            await pool.run_in_turn(1.0, str)
+        assert late.value.status == 503
+        waiting = [asyncio.ensure_future(pool._places.take("flood")) for _ in range(8)]
+        await asyncio.sleep(0)
+        assert len(waiting) == WAITING_FOR_A_THREAD
+        with pytest.raises(Problem) as too_many:
+            await pool.run_in_turn(1.0, str)
+        assert too_many.value.status == 429
+        assert not pool._one_by_one._clients
+        assert pool._one_by_one._places.has_one_for("flood")
+        for one in waiting:
+            one.cancel()
+        release.set()
+        await stuck
+
+    asyncio.run(act())
+
+
+@pytest.mark.usefixtures("client")
+def test_a_pool_s_calls_take_turns_by_the_weights_of_their_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    async def begin(_self: OneByOne, client: str, weight: float, seconds: float) -> Turn:
+        seen.append((client, weight, seconds))
+        return await given(_self, client, weight, seconds)
+
+    given = OneByOne.begin
+    monkeypatch.setattr(OneByOne, "begin", begin)
+    pool = Pool(2, weight_of=lambda client: float(len(client)))
+    assert asyncio.run(pool.run_in_turn(0.5, lambda: "done")) == "done"
+    assert seen == [("flood", 5.0, 0.5)]
+
+
+def test_a_message_is_small_whatever_is_in_it_and_a_list_as_large_as_its_messages() -> None:
+    single = b'{"payload": {"lines": [' + b"{}, " * 99 + b"{}]}}"
+    assert seconds_for(single) <= SMALL
+    few, many = (b" [" + b", ".join([b'{"payload": {}}'] * count) + b"]" for count in (24, 200))
+    assert seconds_for(few) <= SMALL < seconds_for(many)
+    assert seconds_for(b'{"payload": "' + b"x" * 1_000_000 + b'"}') > SMALL

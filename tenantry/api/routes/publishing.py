@@ -31,7 +31,7 @@ from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
 from tenantry.exact import members
 from tenantry.http.auth import principal_of
-from tenantry.http.pool import SECONDS, Pool
+from tenantry.http.pool import Pool
 from tenantry.http.problems import Problem, invalid
 from tenantry.http.tokens import Principal
 from tenantry.messages.cloudevents import BATCH, STRUCTURED
@@ -43,6 +43,7 @@ PUBLISH_SECONDS: Final = 10.0
 LARGE: Final = 8192
 """Bytes from which on parsing a body takes a while: a millisecond or more."""
 
+_SECONDS_OF_A_CALL: Final = 0.01
 _SECONDS_OF_A_MESSAGE: Final = 0.0002
 _SECONDS_OF_A_BYTE: Final = 5e-8
 
@@ -195,8 +196,8 @@ class Publisher:
         return json_response(await self._run(body, work), 202)
 
     async def _run(self, body: bytes, work: Callable[[], _Sent]) -> _Sent:
-        """Run what publishes a body on a thread."""
-        return await self.threads.run_expecting(_seconds_for(body), work)
+        """Run what publishes a body on a thread, in the tenant's turn."""
+        return await self.threads.run_in_turn(seconds_for(body), work)
 
     def _publish_read(self, call: Call, publications: Publications) -> bytes:
         several = [publications] if isinstance(publications, Publication) else publications
@@ -290,12 +291,13 @@ class Publisher:
         return messages
 
 
-def _seconds_for(body: bytes) -> float:
+def seconds_for(body: bytes) -> float:
     """Estimate how long publishing a body takes where nothing else goes on.
 
-    A list has at least as many braces as messages; so it can be told without reading it.
+    A list has at least as many braces as messages: that can be told without reading it.
     """
-    return SECONDS + body.count(b"{") * _SECONDS_OF_A_MESSAGE + len(body) * _SECONDS_OF_A_BYTE
+    messages = body.count(b"{") if body.lstrip().startswith(b"[") else 1
+    return _SECONDS_OF_A_CALL + messages * _SECONDS_OF_A_MESSAGE + len(body) * _SECONDS_OF_A_BYTE
 
 
 def _carrying(trace: TraceContext | None, messages: list[Outgoing]) -> list[Outgoing]:
