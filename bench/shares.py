@@ -81,7 +81,8 @@ class Figures:
     seen: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """By second, in the default way: the flood's rows, and the quiet tenants' latencies in ms."""
     over_http: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
-    """Alone, and beside the flood: milliseconds of calls, and from a call's begin to the commit."""
+    """Alone, beside the flood, and there but for the first second, in which all its calls come at
+    once: milliseconds of calls, and from a call's begin to the commit."""
     http_flood: dict[str, float] = field(default_factory=dict)
 
 
@@ -260,7 +261,11 @@ class Shares:
             "rate": options.flood / told["seconds"],
             **{status: float(count) for status, count in told["statuses"].items()},
         }
-        for name, first, last in (("alone", since, began), ("beside the flood", began, ended)):
+        for name, first, last in (
+            ("alone", since, began),
+            ("beside the flood", began, ended),
+            ("after its first second", began + 1, ended),
+        ):
             within = [one for one in called if first <= one[0] < last]
             figures.over_http[name] = (
                 sorted(seconds * 1000 for _, seconds, made in within if made is not None),
@@ -380,12 +385,12 @@ def show(kind: str, one: Figures, weights: Mapping[str, int]) -> None:
             table.add_row(f"p99 beside the flood, {label}", f"{ratio:.1f} times")
     for name, (calls, commits) in one.over_http.items():
         table.add_row(
-            f"quiet tenants over HTTP, {name}",
+            f"quiet over HTTP, {name}",
             f"median {statistics.median(commits):.1f} ms, p99 {_p99(commits):.1f} ms",
             f"the call {statistics.median(calls):.1f}, {_p99(calls):.1f} ms; {len(calls):,} calls",
         )
     if one.over_http:
-        alone, beside = (_p99(commits) for _, commits in one.over_http.values())
+        alone, beside, _ = (_p99(commits) for _, commits in one.over_http.values())
         flood = ", ".join(
             f"{name} {count:,.0f}{'/s' if name == 'rate' else ''}"
             for name, count in one.http_flood.items()
