@@ -12,7 +12,7 @@ import pytest
 from tenantry.api.routes.publishing import seconds_for
 from tenantry.http.pool import CLIENT, WAITING_FOR_A_THREAD, Pool
 from tenantry.http.problems import Problem
-from tenantry.turns import one_by_one
+from tenantry.turns import neighbours, one_by_one
 from tenantry.turns.neighbours import Neighbours
 from tenantry.turns.one_by_one import FREE, SMALL, OneByOne, Turn
 from tests.waiting import DEADLINE
@@ -20,8 +20,9 @@ from tests.waiting import DEADLINE
 
 @pytest.fixture(autouse=True)
 def turns_that_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have turns end with their calls, however slow the machine is."""
+    """Have turns end with their calls, and neighbours stay, however slow the machine is."""
     monkeypatch.setattr(one_by_one, "LONGEST", 10 * DEADLINE)
+    monkeypatch.setattr(neighbours, "LATELY", 10 * DEADLINE)
 
 
 def running(act: Callable[[OneByOne], Awaitable[None]]) -> None:
