@@ -49,8 +49,8 @@ class Pool:
 
     One client has at most three quarters of the threads. Calls that keep processors busy go one by
     one beside small ones of others, see `OneByOne`. A call that waits longer than `patience`
-    seconds for a thread, or twice as long for its turn, gets a 503; one that too many others of its
-    client wait before gets a 429. Belongs to one event loop.
+    seconds for a thread gets a 503; one that waits twice as long for its turn, or has too many of
+    its client's before it, a 429. Belongs to one event loop.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Pool:
     ) -> None:
         self._size = size
         self._weight_of = weight_of
-        self._patience = _FOR_A_TURN * patience
+        self._for_a_turn = _FOR_A_TURN * patience
         self._places = Places(size, patience=patience)
-        self._one_by_one = OneByOne(patience=self._patience)
+        self._one_by_one = OneByOne(patience=self._for_a_turn)
         self._limiter: CapacityLimiter | None = None
 
     @property
@@ -135,7 +135,7 @@ class Pool:
 
         Not one too early: refusing a call, and the same one later, costs as much as a small call.
         """
-        beyond = self._one_by_one.seconds_to_wait(client) - self._patience * _SURE
+        beyond = self._one_by_one.seconds_to_wait(client) - self._for_a_turn * _SURE
         if beyond > 0:
             raise _too_many(beyond)
         try:

@@ -74,10 +74,10 @@ class FairQueue(Generic[_Item]):
         known = self._clients.get(client)
         return 0 if known is None else len(known.waiting)
 
-    def running_of(self, client: str) -> int:
-        """Tell how many turns a client has."""
+    def may_have_one_more(self, client: str) -> bool:
+        """Tell whether a client has fewer turns than one may have at once."""
         known = self._clients.get(client)
-        return 0 if known is None else known.running
+        return known is None or known.running < self._most_of_one
 
     def add(self, client: str, weight: float, item: _Item) -> None:
         """Have a client wait for one more turn."""

@@ -26,8 +26,7 @@ class Places:
     def __init__(self, count: int, *, patience: float) -> None:
         self._free = count
         self._patience = patience
-        self.most_of_one: Final = count - count // _KEPT_FREE
-        self._queue: FairQueue[_Turn] = FairQueue(most_of_one=self.most_of_one)
+        self._queue: FairQueue[_Turn] = FairQueue(most_of_one=count - count // _KEPT_FREE)
 
     @property
     def waiting(self) -> int:
@@ -40,7 +39,7 @@ class Places:
 
     def has_one_for(self, client: str) -> bool:
         """Tell whether a client's call would get a place at once."""
-        return self._free > 0 and self._queue.running_of(client) < self.most_of_one
+        return self._free > 0 and self._queue.may_have_one_more(client)
 
     @asynccontextmanager
     async def taken(self, client: str) -> AsyncIterator[None]:

@@ -270,6 +270,22 @@ def test_a_call_that_would_wait_too_long_is_refused_until_there_will_be_room() -
 
 
 @pytest.mark.usefixtures("client")
+def test_a_call_whose_turn_did_not_come_is_told_that_it_was_one_too_many() -> None:
+    async def act() -> None:
+        pool = Pool(1, patience=0.005)
+        await with_a_neighbour(pool._one_by_one)
+        turn = await pool._one_by_one.begin("flood", 1.0, DEADLINE)
+        with pytest.raises(Problem) as late:
+            await pool.run_in_turn(1.0, str)
+        assert late.value.status == 429
+        assert int(late.value.headers["Retry-After"]) in {1, 2}
+        pool._one_by_one.ended(turn)
+        assert not pool._one_by_one._clients
+
+    asyncio.run(act())
+
+
+@pytest.mark.usefixtures("client")
 def test_a_call_that_gets_no_thread_leaves_its_turn() -> None:
     async def act() -> None:
         pool, release = Pool(1, patience=0.01), threading.Event()
