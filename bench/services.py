@@ -23,6 +23,7 @@ from tenantry.broker.port import BrokerError
 from tenantry.database.embedded import EmbeddedPostgres
 from tests.iggy_server import PrivateIggy
 from tests.rabbitmq_node import PrivateNode
+from tests.rabbitmq_node_setup import find_server
 
 Figures = TypeVar("Figures")
 
@@ -71,9 +72,11 @@ BROKERS: Mapping[str, Callable[[Path], AbstractContextManager[Broker]]] = {
 
 def missing(kind: str) -> str | None:
     """Return why a kind of broker can't be measured here; None if it can."""
-    if kind != "Apache Iggy":
-        return None
     try:
+        if kind == "RabbitMQ":
+            find_server()
+        if kind != "Apache Iggy":
+            return None
         library()
     except BrokerError as error:
         return str(error)
