@@ -89,7 +89,8 @@ CROWDED_FOR: Final = 60.0
 LOOKING_POOL: Final = 4
 """Connections for looking at nodes, and for renewing this node's term."""
 
-FRONT_POOL: Final = 20
+FRONT_POOL: Final = 12
+FRONT_PUBLISHING: Final = 8
 STANDBY_STATEMENT_TIMEOUT: Final = 5.0
 
 
@@ -254,6 +255,7 @@ class Daemon:
             pages=PAGE_CONNECTIONS,
             front_pool=FRONT_POOL,
             front_pages=PAGE_CONNECTIONS,
+            front_publishing=FRONT_PUBLISHING,
             handlers=settings.handler.connections if self._handlers else 0,
         )
 

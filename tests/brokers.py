@@ -27,6 +27,7 @@ from tenantry.broker.port import (
     Consuming,
     DeadLetters,
     Delivery,
+    LoopPublishing,
     Outgoing,
     Probes,
     Publishing,
@@ -37,14 +38,15 @@ from tenantry.broker.postgres import adapter as embedded_adapter
 from tenantry.broker.postgres.administration import PostgresAdministration
 from tenantry.broker.postgres.consuming import PostgresConsuming
 from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
-from tenantry.broker.postgres.publishing import PostgresPublishing
+from tenantry.broker.postgres.publishing import PostgresLoopPublishing, PostgresPublishing
 from tenantry.broker.rabbitmq import adapter as rabbitmq_adapter
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
 from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from tenantry.broker.rabbitmq.probes import RabbitProbes
-from tenantry.broker.rabbitmq.publishing import RabbitPublishing
+from tenantry.broker.rabbitmq.publishing import RabbitLoopPublishing, RabbitPublishing
 from tenantry.broker.topology import QueueType
+from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
 from tenantry.domain import names
 from tests.fakes.broker import MemoryBroker
@@ -131,6 +133,13 @@ class Broker:
         )
         self.administration.ensure_topology(made)
         return made
+
+    def on_loop(self) -> LoopPublishing:
+        """Give the way to publish on an event loop: RabbitMQ and the embedded broker have one."""
+        if isinstance(self.publishing, RabbitPublishing):
+            return RabbitLoopPublishing(self.publishing)
+        assert self.database is not None
+        return PostgresLoopPublishing(LoopQueries(self.database))
 
     def publish(self, tenant: TenantTopology, key: str, *bodies: bytes) -> None:
         """Publish messages to the tenant's exchange; a message's id is its body."""

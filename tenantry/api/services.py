@@ -36,7 +36,7 @@ from tenantry.metrics.page import Metrics
 from tenantry.metrics.refusals import Refusals
 from tenantry.metrics.statistics import Statistics
 from tenantry.nodes.port import Cluster
-from tenantry.projections.port import TenantDirectory
+from tenantry.projections.port import LoopDirectory, TenantDirectory
 from tenantry.tracing import Tracer
 
 COMMAND_SECONDS: Final = 30.0
@@ -64,7 +64,9 @@ class TenantLookup:
 
     def known(self, tenant_id: str, who: Principal) -> TenantState:
         """Find a tenant that exists or existed. Blocks; 401, 404."""
-        state = self._directory.get(checked_id(tenant_id))
+        return self._seen(tenant_id, who, self._directory.get(checked_id(tenant_id)))
+
+    def _seen(self, tenant_id: str, who: Principal, state: TenantState | None) -> TenantState:
         if state is None:
             raise no_such_tenant()
         self.admit(who, whose(state))
@@ -81,12 +83,22 @@ class TenantLookup:
 
     def publishable(self, tenant_id: str, who: Principal) -> TenantState:
         """Find a tenant that accepts messages. Blocks; 401, 404, 409."""
-        state = self.known(tenant_id, who)
+        return self._accepting(self.known(tenant_id, who))
+
+    async def publishable_on_loop(
+        self, directory: LoopDirectory, tenant_id: str, who: Principal
+    ) -> TenantState:
+        """As `publishable`, without blocking."""
+        state = await directory.get(checked_id(tenant_id))
+        return self._accepting(self._seen(tenant_id, who, state))
+
+    @staticmethod
+    def _accepting(state: TenantState) -> TenantState:
         if state.lifecycle in (Lifecycle.ACTIVE, Lifecycle.PAUSED):
             return state
         if not state.exists:
             raise no_such_tenant()
-        raise WrongStateError(tenant_id, state.lifecycle.value, "take messages")
+        raise WrongStateError(state.tenant_id, state.lifecycle.value, "take messages")
 
     def readable(self, tenant_id: str, who: Principal) -> TenantState:
         """Find a tenant with readable messages, or a deleted one that retained them. Blocks."""

@@ -182,6 +182,7 @@ def open_leader_api(
         cursor_key=services.cursor_key.hex(),
         broker=select.publishing_access(settings),
         pool_size=backends.shares.front_pool,
+        publish_connections=backends.shares.front_publishing,
         page_connections=backends.shares.front_pages,
     )
     listeners.work_with(work)

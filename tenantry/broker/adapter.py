@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from tenantry.broker.moving import Source
 from tenantry.broker.port import (
@@ -16,6 +16,7 @@ from tenantry.broker.port import (
     BrokerUnavailableError,
     Consuming,
     DeadLetters,
+    LoopPublishing,
     Probes,
     Publishing,
     Queues,
@@ -23,6 +24,7 @@ from tenantry.broker.port import (
 from tenantry.loops import Loop
 
 if TYPE_CHECKING:
+    from tenantry.database.loop import LoopQueries
     from tenantry.database.pool import Database
     from tenantry.settings import Settings
 
@@ -88,6 +90,17 @@ class BrokerLinks:
     ring: Callable[[], Ring | None] = lambda: None
 
 
+class Publishers(NamedTuple):
+    """What publishes in a process without a term.
+
+    Its `loop` must run as long as they are used. Without `on_loop` this broker needs threads.
+    """
+
+    publishing: Publishing
+    on_loop: LoopPublishing | None = None
+    loop: Loop | None = None
+
+
 class BrokerAdapter(Protocol):
     """A kind of broker; the module `adapter` of its package has these functions."""
 
@@ -104,9 +117,9 @@ class BrokerAdapter(Protocol):
         """Return what another process needs in order to call `publishing`."""
 
     def publishing(
-        self, access: Mapping[str, str], database: Database
-    ) -> tuple[Publishing, Loop | None]:
-        """Make a publisher without a term; its loop must run as long as it is used."""
+        self, access: Mapping[str, str], database: Database, queries: LoopQueries | None
+    ) -> Publishers:
+        """Make publishers without a term; `queries` are an event loop's, if they are for one."""
 
     def source(
         self, settings: Settings, database: Database, fence: TermFence, *, alone: bool

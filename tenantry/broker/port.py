@@ -296,6 +296,13 @@ class Publishing(Protocol):
         """
 
 
+class LoopPublishing(Protocol):
+    """Publishes with confirms on an event loop, without a thread."""
+
+    async def publish(self, messages: Sequence[Outgoing], *, within: float) -> None:
+        """As `Publishing.publish`, `within` so many seconds: a few small ones of one exchange."""
+
+
 class Administration(Protocol):
     """Makes and removes tenants' objects. Every call is idempotent and bounded in time.
 

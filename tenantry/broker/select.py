@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
-from tenantry.broker.adapter import BrokerAdapter, BrokerLinks, TermFence
+from tenantry.broker.adapter import BrokerAdapter, BrokerLinks, Publishers, TermFence
 from tenantry.broker.iggy import adapter as iggy
 from tenantry.broker.moving import Source
-from tenantry.broker.port import Publishing
 from tenantry.broker.postgres import adapter as embedded
 from tenantry.broker.postgres.moving import warn_of_what_is_left
 from tenantry.broker.rabbitmq import adapter as rabbitmq
@@ -17,6 +16,7 @@ from tenantry.loops import Loop
 from tenantry.urls import AMQP, IGGY, split
 
 if TYPE_CHECKING:
+    from tenantry.database.loop import LoopQueries
     from tenantry.database.pool import Database
     from tenantry.settings import Settings
 
@@ -64,13 +64,13 @@ def publishing_access(settings: Settings) -> Mapping[str, str]:
 
 
 def open_publishing(
-    access: Mapping[str, str], database: Database
-) -> tuple[Publishing, Loop | None]:
-    """Make a publisher from the result of `publishing_access`.
+    access: Mapping[str, str], database: Database, queries: LoopQueries | None = None
+) -> Publishers:
+    """Make publishers from the result of `publishing_access`.
 
-    The caller runs the loop, if there is one, on a thread of its own. Raises `BrokerError`.
+    The caller runs their loop, if there is one, on a thread of its own. Raises `BrokerError`.
     """
-    return _adapter(access["url"]).publishing(access, database)
+    return _adapter(access["url"]).publishing(access, database, queries)
 
 
 def source(

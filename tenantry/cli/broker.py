@@ -125,8 +125,8 @@ def _moved(former: Settings, settings: Settings) -> Mapping[str, Moved]:
         nodes = PostgresNodes(database).look()
         alone = not any(node.standing.held and node.heard < LEASE for node in nodes)
         fence = TermFence(installation=find_installation(database))
-        publishing, loop = select.open_publishing(select.publishing_access(settings), database)
-        stack.enter_context(_running(loop))
+        publishers = select.open_publishing(select.publishing_access(settings), database)
+        stack.enter_context(_running(publishers.loop))
         links = select.connect(settings, database, fence)
         stack.callback(links.close)
         stack.enter_context(output.working("moving"))
@@ -135,7 +135,7 @@ def _moved(former: Settings, settings: Settings) -> Mapping[str, Moved]:
         source = stack.enter_context(opened)
         stack.enter_context(_running(reading))
         return Move(
-            database, source, administration=links.administration, publishing=publishing
+            database, source, administration=links.administration, publishing=publishers.publishing
         ).run()
 
 

@@ -32,17 +32,24 @@ ENDED: Final = (errors.AdminShutdown, errors.CrashShutdown)
 
 Row: TypeAlias = list[bytes | None]
 
+Parameter: TypeAlias = bytes | tuple[int, bytes] | None
+"""A query's parameter: its text, or the oid of its type and its value in binary."""
+
 
 class _LostError(Exception):
     """The connection is gone."""
+
+
+class _GoneError(_LostError):
+    """The connection was gone before the query was sent."""
 
 
 class LoopQueries:
     """Runs queries over a few connections of its own, opened when they are needed.
 
     Clients take turns. The object belongs to the event loop that uses it first, and closes its
-    connections when that loop cancels its tasks at the end. Queries must only read: a query whose
-    connection is gone is run again on a new one. They end within the database's own statement
+    connections when that loop cancels its tasks at the end. A query whose connection is gone is run
+    again on a new one, unless it is to run `once`. They end within the database's own statement
     timeout.
     """
 
@@ -55,17 +62,25 @@ class LoopQueries:
         self._idle: list[_Link] = []
         self._keeper: asyncio.Task[None] | None = None
 
-    async def row(self, query: bytes, parameters: Sequence[bytes | None], client: str = "") -> Row:
-        """Give the first row of a query: its parameters as text, its values in binary.
+    async def row(
+        self,
+        query: bytes,
+        parameters: Sequence[Parameter],
+        client: str = "",
+        *,
+        once: bool = False,
+    ) -> Row:
+        """Give the first row of a query, its values in binary.
 
-        `client` names whose turn the query takes, such as a tenant's. Raises
-        `DatabaseUnavailableError`, and psycopg's error for a query that is refused.
+        `client` names whose turn the query takes, such as a tenant's. What writes is to run `once`.
+        Raises `DatabaseUnavailableError`, after which such a query may have been run, and psycopg's
+        error for a query that is refused.
         """
         waiting = True
         try:
             async with self._places.taken(client):
                 waiting = False
-                return await self._row(query, parameters)
+                return await self._row(query, parameters, once=once)
         except TimeoutError as error:
             if not waiting:
                 raise
@@ -77,14 +92,14 @@ class LoopQueries:
                 raise unavailable(error, self._database.where) from error
             raise
 
-    async def _row(self, query: bytes, parameters: Sequence[bytes | None]) -> Row:
+    async def _row(self, query: bytes, parameters: Sequence[Parameter], *, once: bool) -> Row:
         while self._idle:
             link = self._idle.pop()
-            with suppress(_LostError):
+            with suppress(_GoneError if once else _LostError):
                 return await self._ask(link, query, parameters)
         return await self._ask(await self._connect(), query, parameters)
 
-    async def _ask(self, link: _Link, query: bytes, parameters: Sequence[bytes | None]) -> Row:
+    async def _ask(self, link: _Link, query: bytes, parameters: Sequence[Parameter]) -> Row:
         try:
             row = await link.row(query, parameters)
         except errors.OperationalError as error:
@@ -136,15 +151,21 @@ class _Link:
         # Registered once: registering for each answer would cost two more system calls a query.
         self._loop.add_reader(self._socket, self._readable)
 
-    async def row(self, query: bytes, parameters: Sequence[bytes | None]) -> Row:
+    async def row(self, query: bytes, parameters: Sequence[Parameter]) -> Row:
         """Run a query and give its first row."""
         if self._connection.closed or has_ended(self._pg):
             self.close()
-            raise _LostError("the connection was closed")
+            raise _GoneError("the connection was closed")
         self._results = []
         self._answer = self._loop.create_future()
         try:
-            self._pg.send_query_params(query, parameters, result_format=pq.Format.BINARY)
+            self._pg.send_query_params(
+                query,
+                [one[1] if isinstance(one, tuple) else one for one in parameters],
+                param_types=[one[0] if isinstance(one, tuple) else 0 for one in parameters],
+                param_formats=[isinstance(one, tuple) for one in parameters],
+                result_format=pq.Format.BINARY,
+            )
             self._flush()
         except psycopg.Error as error:
             self.close()

@@ -62,6 +62,7 @@ class Shares:
     pages: int
     front_pool: int
     front_pages: int
+    front_publishing: int = 0
     handlers: int = 0
 
     @property

@@ -36,7 +36,8 @@ class WorkWith:
     """The database with the messages, the key of cursors (in hexadecimal digits), and the broker.
 
     `select.open_publishing` takes `broker`. The front may open `pool_size` connections to the
-    database, and `page_connections` more to read pages.
+    database for its threads, `page_connections` more to read pages, and `publish_connections` to
+    publish without a thread.
     """
 
     database_url: str
@@ -44,6 +45,7 @@ class WorkWith:
     broker: Mapping[str, str]
     pool_size: int = 20
     page_connections: int = 8
+    publish_connections: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

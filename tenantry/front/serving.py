@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.paging import Cursors
 from tenantry.api.routes.messages import MessageReading, fast_routes
-from tenantry.api.routes.publishing import Publisher, fast_route
+from tenantry.api.routes.publishing import OnLoop, Publisher, fast_route
 from tenantry.api.routing import FastRoute, FastRoutes, way_in
 from tenantry.api.services import TenantLookup
 from tenantry.broker import select
@@ -45,7 +45,7 @@ from tenantry.messages.reader import PostgresPageReader
 from tenantry.metrics.postgres import PostgresRefusals
 from tenantry.metrics.refusals import EVERY, Refusals
 from tenantry.process.start_checks import FRONT_FILES, connections
-from tenantry.projections.tenants import PostgresTenantDirectory
+from tenantry.projections.tenants import PostgresLoopDirectory, PostgresTenantDirectory
 from tenantry.telemetry import logging
 from tenantry.tracing import Export, Tracer, open_tracer
 
@@ -185,13 +185,18 @@ class Worker:
             cursors=Cursors(bytes.fromhex(wanted.cursor_key)),
             threads=Pool(READERS, weight_of=lookup.weight_of),
         )
-        broker, loop = select.open_publishing(wanted.broker, database)
-        if loop is not None:
-            self.run("broker-publishing", loop)
+        queries = LoopQueries(database, connections=wanted.publish_connections)
+        publishers = select.open_publishing(wanted.broker, database, queries)
+        if publishers.loop is not None:
+            self.run("broker-publishing", publishers.loop)
+        on_loop = None
+        if publishers.on_loop is not None and wanted.publish_connections:
+            on_loop = OnLoop(publishers.on_loop, PostgresLoopDirectory(database, queries))
         publisher = Publisher(
             lookup=lookup,
-            publishing=broker,
+            publishing=publishers.publishing,
             threads=Pool(PUBLISHERS, weight_of=lookup.weight_of),
+            on_loop=on_loop,
             tracer=self._tracer,
         )
         self._keep(publisher.refusals, PostgresRefusals(database))

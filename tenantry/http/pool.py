@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
@@ -85,7 +85,7 @@ class Pool:
         """
         client = CLIENT.get()
         place = await self._place_for(client)
-        return await self._run(place, partial(call, *args, **kwargs))
+        return await self._run(place, partial(self._on_thread, partial(call, *args, **kwargs)))
 
     async def run_in_turn(self, seconds: float, call: Callable[[], _Result]) -> _Result:
         """Run a blocking call, as `run`, that keeps processors busy, of this process and of others.
@@ -93,6 +93,17 @@ class Pool:
         Its work is expected to take so many seconds. Beside small ones of other clients it may have
         to wait for its turn.
         """
+        return await self._in_turn(seconds, partial(self._on_thread, call))
+
+    async def await_in_turn(
+        self, seconds: float, call: Callable[[], Coroutine[Any, Any, _Result]]
+    ) -> _Result:
+        """As `run_in_turn`, for a call that takes a thread's place, but no thread."""
+        return await self._in_turn(seconds, call)
+
+    async def _in_turn(
+        self, seconds: float, call: Callable[[], Coroutine[Any, Any, _Result]]
+    ) -> _Result:
         client = CLIENT.get()
         turn = await self._turn_for(client, seconds)
         try:
@@ -102,15 +113,19 @@ class Pool:
             raise
         return await self._run(place, call, lambda: self._one_by_one.ended(turn))
 
-    async def _run(
-        self, place: Place, call: Callable[[], _Result], then: Callable[[], None] | None = None
-    ) -> _Result:
+    async def _on_thread(self, call: Callable[[], _Result]) -> _Result:
         if self._limiter is None:
             self._limiter = CapacityLimiter(self._size)
+        return await to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+
+    async def _run(
+        self,
+        place: Place,
+        call: Callable[[], Coroutine[Any, Any, _Result]],
+        then: Callable[[], None] | None = None,
+    ) -> _Result:
         began = asyncio.get_running_loop().time()
-        running = asyncio.create_task(
-            to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
-        )
+        running = asyncio.create_task(call())
 
         def ended(running: asyncio.Task[_Result]) -> None:
             self._places.give_back(place, running.get_loop().time() - began)

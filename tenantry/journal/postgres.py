@@ -284,7 +284,7 @@ def recorded_event(row: tuple[Any, ...]) -> RecordedEvent:
 @contextmanager
 def journal_connection(database: Database) -> Iterator[Connection]:
     """Lend a connection; the database's failures become the journal's."""
-    with _errors(database), database.connection() as connection:
+    with journal_errors(database), database.connection() as connection:
         yield connection
 
 
@@ -292,9 +292,10 @@ def journal_rows(
     database: Database, query: bytes, parameters: Mapping[str, object] | None = None
 ) -> list[TupleRow]:
     """Run a read-only query; the database's failures become the journal's."""
-    with _errors(database):
+    with journal_errors(database):
         return database.read(lambda one: one.execute(query, parameters).fetchall())
 
 
-def _errors(database: Database) -> PortErrors:
+def journal_errors(database: Database) -> PortErrors:
+    """Return the journal's errors for the database's failures."""
     return PortErrors(JournalUnavailableError, JournalError, where=database.where, waited_for=UNFIT)

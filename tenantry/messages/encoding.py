@@ -43,12 +43,13 @@ class Array:
     """A column of a batch in the wire format of its array type."""
 
     __slots__ = ("data",)
+    oid: ClassVar[int]
     element: ClassVar[int]
     """The oid of the elements' type."""
 
     def __init_subclass__(cls, *, oid: int, element: int) -> None:
         """`oid` is that of the array type."""
-        cls.element = element
+        cls.oid, cls.element = oid, element
         dumper = type(f"_{cls.__name__}Dumper", (_ArrayDumper,), {"oid": oid})
         psycopg.adapters.register_dumper(cls, dumper)
 

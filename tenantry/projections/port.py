@@ -46,6 +46,13 @@ class TenantDirectory(Protocol):
         """Return a tenant's state at a time (with a zone), or None if it did not exist yet."""
 
 
+class LoopDirectory(Protocol):
+    """The tenants as they are, for an event loop: `TenantDirectory.get` without a thread."""
+
+    async def get(self, tenant_id: str) -> TenantState | None:
+        """See `TenantDirectory.get`."""
+
+
 def ordered_topics(directory: TenantDirectory, tenant_id: str) -> tuple[str, ...]:
     """Name a tenant's topics whose partitions are in order. Raises as `get` does."""
     state = directory.get(tenant_id)

@@ -9,10 +9,12 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Final, Literal, NamedTuple
 
 from tenantry.database.failures import PortErrors
+from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
 from tenantry.domain.events import (
@@ -38,7 +40,12 @@ from tenantry.journal.port import (
     JournalUnavailableError,
     RecordedEvent,
 )
-from tenantry.journal.postgres import journal_connection, journal_rows, recorded_event
+from tenantry.journal.postgres import (
+    journal_connection,
+    journal_errors,
+    journal_rows,
+    recorded_event,
+)
 from tenantry.journal.tenants import TENANT_CATEGORY, base_state, snapshot_state
 from tenantry.projections.port import Found
 from tenantry.sql import queries
@@ -232,6 +239,31 @@ class PostgresTenantDirectory(TenantsPast):
     def _read(self, query: str, **parameters: object) -> list[TenantState]:
         rows = journal_rows(self._database, self._sql[query], parameters)
         return [decode_state(data) for (data,) in rows]
+
+
+_GET: Final = b"SELECT (SELECT state::text FROM tenantry.tenants WHERE id = $1)"
+_READ: Final = 1000
+
+
+class PostgresLoopDirectory:
+    """A directory of tenants for an event loop (`tenantry.projections.port.LoopDirectory`)."""
+
+    def __init__(self, database: Database, queries: LoopQueries) -> None:
+        """`queries` go to this database."""
+        self._errors = journal_errors(database)
+        self._queries = queries
+
+    async def get(self, tenant_id: str) -> TenantState | None:
+        """See `TenantDirectory.get`."""
+        with self._errors:
+            (state,) = await self._queries.row(_GET, [tenant_id.encode()], tenant_id)
+        return None if state is None else _read(state)
+
+
+@lru_cache(_READ)
+def _read(state: bytes) -> TenantState:
+    """Read a state once, not with each call: most come without a change in between."""
+    return decode_state(json.loads(state))
 
 
 def _known(data: Mapping[str, object]) -> TenantState | None:

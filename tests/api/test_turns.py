@@ -92,6 +92,33 @@ def test_one_client_s_calls_that_hang_leave_a_thread_to_the_others() -> None:
     in_a_loop(scenario)
 
 
+def test_calls_without_a_thread_take_places_by_the_same_turns() -> None:
+    async def scenario() -> None:
+        pool, release = Pool(4, patience=DEADLINE), asyncio.Event()
+
+        async def ask(client: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+            CLIENT.set(client)
+            return await pool.await_in_turn(0.01, call)
+
+        async def served() -> str:
+            return "served"
+
+        stuck = [asyncio.create_task(ask("stuck", release.wait)) for _ in range(10)]
+        await let_them_wait()
+        assert await asyncio.create_task(ask("other", served)) == "served"
+        assert await asking("another", pool, lambda: "served too") == "served too"
+        # Who gives up leaves the place to its call until that ends.
+        stuck[0].cancel()
+        await let_them_wait()
+        assert pool._places.waiting_of("stuck") == 7
+        release.set()
+        given_up, *others = await asyncio.gather(*stuck, return_exceptions=True)
+        assert isinstance(given_up, asyncio.CancelledError)
+        assert others == [True] * 9
+
+    in_a_loop(scenario)
+
+
 def test_a_client_with_too_many_calls_waiting_is_told_so_and_others_may_wait() -> None:
     async def scenario() -> None:
         pool, release = Pool(1, patience=DEADLINE), threading.Event()

@@ -16,6 +16,8 @@ from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Database
 
 PID = b"SELECT pg_backend_pid()"
+INT8 = 20
+"""The oid of `bigint`."""
 
 
 def connections(database: Database) -> int:
@@ -44,6 +46,18 @@ def test_a_row_comes_as_bytes(database: Database) -> None:
             b"SELECT $1::int8, $2::text, NULL, '{}'::text", [b"258", "é".encode()]
         )
         assert row == [b"\0\0\0\0\0\0\1\2", "é".encode(), None, b"{}"]
+
+    run(act)
+
+
+def test_a_parameter_may_be_given_in_binary(database: Database) -> None:
+    async def act() -> None:
+        queries = LoopQueries(database)
+        row = await queries.row(
+            b"SELECT $1 + 1, $2::text, $3::text IS NULL",
+            [(INT8, b"\0\0\0\0\0\0\1\1"), b"text", None],
+        )
+        assert row == [b"\0\0\0\0\0\0\1\2", b"text", b"\1"]
 
     run(act)
 
@@ -129,6 +143,41 @@ def test_a_connection_that_dies_as_it_is_used_is_replaced(
         before = await queries.row(PID, [])
         monkeypatch.setattr("tenantry.database.loop.has_ended", dies)
         assert await queries.row(PID, []) != before
+
+    run(act)
+
+
+def test_what_is_to_run_once_runs_on_a_new_connection_where_none_has_begun_on_it(
+    database: Database,
+) -> None:
+    async def act() -> None:
+        queries = LoopQueries(database)
+        (pid,) = await queries.row(PID, [])
+        with database.connection() as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(%s, 5000)", [int.from_bytes(pid or b"")]
+            )
+        assert await queries.row(PID, [], once=True) != [pid]
+
+    run(act)
+
+
+def test_what_is_to_run_once_and_may_have_run_does_not_run_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(pgconn: pq.abc.PGconn) -> bool:
+        monkeypatch.undo()
+        with database.connection() as connection:
+            connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pgconn.backend_pid])
+        return False  # it was alive
+
+    async def act() -> None:
+        queries = LoopQueries(database)
+        await queries.row(PID, [])
+        monkeypatch.setattr("tenantry.database.loop.has_ended", dies)
+        with pytest.raises(DatabaseUnavailableError):
+            await queries.row(PID, [], once=True)
+        assert len(await queries.row(PID, [], once=True)) == 1
 
     run(act)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from contextlib import closing
 
 import pytest
 
+from tenantry.database.loop import LoopQueries
 from tenantry.database.migrations import migrate, migrations
 from tenantry.database.pool import Database
 from tenantry.domain import names
@@ -25,12 +27,16 @@ from tenantry.domain.commands import (
     ResizeWorkers,
     ResumeTenant,
 )
-from tenantry.domain.tenant import Lifecycle, decide
+from tenantry.domain.tenant import Lifecycle, TenantState, decide
 from tenantry.journal.port import JournalUnavailableError, Metadata, VersionConflictError
 from tenantry.journal.postgres import PostgresEventStore
 from tenantry.journal.tenants import load_tenant, snapshot_of
 from tenantry.projections import tenants
-from tenantry.projections.tenants import PostgresTenantDirectory, TenantProjection
+from tenantry.projections.tenants import (
+    PostgresLoopDirectory,
+    PostgresTenantDirectory,
+    TenantProjection,
+)
 from tests.waiting import DEADLINE
 
 METADATA = Metadata(actor="test")
@@ -43,6 +49,11 @@ UPDATE tenantry.tenants
 SET lifecycle = 'draining', state = jsonb_set(state, '{lifecycle}', '"draining"');
 UPDATE tenantry.snapshots SET data = jsonb_set(data, '{lifecycle}', '"draining"');
 """
+
+
+async def on_loop(database: Database, *tenant_ids: str) -> list[TenantState | None]:
+    directory = PostgresLoopDirectory(database, LoopQueries(database))
+    return [await directory.get(one) for one in tenant_ids]
 
 
 def rows(database: Database) -> list[tuple[object, ...]]:
@@ -145,6 +156,25 @@ def test_a_tenant_behind_its_stream_is_folded_anew(database: Database) -> None:
     do(bare, PauseTenant(tenant_id="acme"))
     do(projected, ResumeTenant(tenant_id="acme"))
     assert directory.get("acme") == load_tenant(bare, "acme")
+
+
+def test_an_event_loop_reads_the_same_of_each_tenant_after_each_change(
+    database: Database,
+) -> None:
+    store = PostgresEventStore(database, projections=[TenantProjection()])
+    directory = PostgresTenantDirectory(database, store)
+    live(store, 100, seed=5)
+    for tenant in (one.tenant_id for one in directory.page()):
+        for workers in (7, 8):
+            do(store, ResizeWorkers(tenant_id=tenant, workers=workers))
+            (found, none) = asyncio.run(on_loop(database, tenant, "nobody"))
+            assert found == directory.get(tenant) == load_tenant(store, tenant)
+            assert none is None
+
+
+def test_an_event_loop_is_told_that_the_database_is_away() -> None:
+    with pytest.raises(JournalUnavailableError, match="connection refused"):
+        asyncio.run(on_loop(Database("postgresql://nobody@127.0.0.1:1/nowhere"), "acme"))
 
 
 def test_a_row_of_another_shape_is_folded_anew(database: Database) -> None:

@@ -8,7 +8,7 @@ import re
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Final, NamedTuple, TypeVar
@@ -26,7 +26,13 @@ from tenantry.api.routing import FastRoute, Who, held_by_app, is_json
 from tenantry.api.schemas.common import MAX_LIST, dumps, json_response
 from tenantry.api.schemas.messages import EVENT, Accepted, Publication, Publications
 from tenantry.api.services import TenantLookup
-from tenantry.broker.port import BacklogFullError, MessagesRefusedError, Outgoing, Publishing
+from tenantry.broker.port import (
+    BacklogFullError,
+    LoopPublishing,
+    MessagesRefusedError,
+    Outgoing,
+    Publishing,
+)
 from tenantry.domain import names
 from tenantry.domain.tenant import TenantState
 from tenantry.exact import members
@@ -37,7 +43,9 @@ from tenantry.http.tokens import Principal
 from tenantry.messages.cloudevents import BATCH, STRUCTURED
 from tenantry.messages.encoding import random_uuids
 from tenantry.metrics.refusals import Reason, Refusals, Refused
+from tenantry.projections.port import LoopDirectory
 from tenantry.tracing import TraceContext, Tracer
+from tenantry.turns.one_by_one import SMALL
 
 PUBLISH_SECONDS: Final = 10.0
 LARGE: Final = 8192
@@ -110,18 +118,27 @@ class Call(NamedTuple):
     asked: TraceContext | None
 
 
+class OnLoop(NamedTuple):
+    """What publishing takes on the event loop itself."""
+
+    publishing: LoopPublishing
+    directory: LoopDirectory
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publisher:
     """What publishing takes, in the daemon or in its front.
 
-    The broker has `timeout` seconds to confirm; `threads` wait for it. Only the daemon has the keys
-    of `idempotency`: a call with a key is not for the front. `asked` is the trace that a call
-    belongs to, if any. `refusals` counts calls that a limit of their tenant refused.
+    The broker has `timeout` seconds to confirm; `threads` wait for it, except that a small call
+    takes none where there is a way `on_loop`. Only the daemon has the keys of `idempotency`: a call
+    with a key is not for the front. `asked` is the trace that a call belongs to, if any. `refusals`
+    counts calls that a limit of their tenant refused.
     """
 
     lookup: TenantLookup
     publishing: Publishing
     threads: Pool
+    on_loop: OnLoop | None = None
     idempotency: IdempotencyKeys | None = None
     timeout: float = PUBLISH_SECONDS
     router: Router = field(default_factory=Router)
@@ -150,16 +167,22 @@ class Publisher:
     ) -> Response | None:
         """Read a body and publish its messages; None if it can't be read.
 
-        It is read in the tenant's turn for a thread: thousands of messages take some time.
+        It is read in the tenant's turn for a thread: thousands of messages take some time. A small
+        one is read at once, and takes no thread where there is another way: each change of the
+        thread may wait for the interpreter, as long as another thread works on a list.
         """
+        call = Call(tenant_id, who, body, None, asked)
+        if self.on_loop is not None and len(body) <= LARGE and seconds_for(body) <= SMALL:
+            publications = _read(body)
+            if publications is None:
+                return None
+            send = partial(self._send_on_loop, self.on_loop, call, publications)
+            return json_response(await self.threads.await_in_turn(seconds_for(body), send), 202)
 
         def work() -> bytes | None:
-            try:
-                with self._alone(body):
-                    publications = _PUBLICATIONS.validate_python(orjson.loads(body))
-            except (json.JSONDecodeError, ValidationError):
-                return None
-            return self._publish_read(Call(tenant_id, who, body, None, asked), publications)
+            with self._alone(body):
+                publications = _read(body)
+            return None if publications is None else self._publish_read(call, publications)
 
         sent = await self._run(body, work)
         return None if sent is None else json_response(sent, 202)
@@ -200,16 +223,22 @@ class Publisher:
         return await self.threads.run_in_turn(seconds_for(body), work)
 
     def _publish_read(self, call: Call, publications: Publications) -> bytes:
-        several = [publications] if isinstance(publications, Publication) else publications
+        several = _several(publications)
+        return self._send(call, len(several), lambda: _wanted(call.body, several))
 
-        def cut() -> list[Wanted]:
-            payloads = members(call.body, "payload")
-            return [
-                Wanted(one.topic, one.key, one.id, payload, _CONTENT_TYPE, None)
-                for one, payload in zip(several, payloads, strict=True)
-            ]
-
-        return self._send(call, len(several), cut)
+    async def _send_on_loop(self, on_loop: OnLoop, call: Call, publications: Publications) -> bytes:
+        """As `_send`, for few messages and no key."""
+        several = _several(publications)
+        state = await self.lookup.publishable_on_loop(on_loop.directory, call.tenant_id, call.who)
+        self._admit(state, len(several))
+        messages = self._messages(state, _wanted(call.body, several), None)
+        with (
+            self.tracer.publishing(state.tenant_id, messages, call.asked) as span,
+            self._limited(state),
+        ):
+            sent = _carrying(span.context, messages)
+            await on_loop.publishing.publish(sent, within=self.timeout)
+        return _answer(messages)
 
     def _send(self, call: Call, count: int, make: Callable[[], Sequence[Wanted]]) -> bytes:
         """Publish `count` messages, made by `make` once the rate admits them; return the answer."""
@@ -221,9 +250,13 @@ class Publisher:
         if once is not None and self.idempotency is not None:
             once.claim(self.idempotency)
         if messages:
-            with self.tracer.publishing(state.tenant_id, messages, call.asked) as span:
-                self._publish(state, _carrying(span.context, messages))
-        return dumps({"ids": [one.message_id for one in messages]})
+            with (
+                self.tracer.publishing(state.tenant_id, messages, call.asked) as span,
+                self._limited(state),
+            ):
+                sent = _carrying(span.context, messages)
+                self.publishing.publish(sent, timeout=self.timeout)
+        return _answer(messages)
 
     def _alone(self, body: bytes) -> AbstractContextManager[object]:
         """Let one thread at a time work on a large body.
@@ -240,9 +273,11 @@ class Publisher:
             self._refused(state, Reason.RATE)
             raise
 
-    def _publish(self, state: TenantState, messages: Sequence[Outgoing]) -> None:
+    @contextmanager
+    def _limited(self, state: TenantState) -> Iterator[None]:
+        """Count what the backlog's limit refuses, also where the broker does not name it."""
         try:
-            self.publishing.publish(messages, timeout=self.timeout)
+            yield
         except BacklogFullError:
             self._refused(state, Reason.BACKLOG)
             raise
@@ -298,6 +333,31 @@ def seconds_for(body: bytes) -> float:
     """
     messages = body.count(b"{") if body.lstrip().startswith(b"[") else 1
     return _SECONDS_OF_A_CALL + messages * _SECONDS_OF_A_MESSAGE + len(body) * _SECONDS_OF_A_BYTE
+
+
+def _read(body: bytes) -> Publications | None:
+    """Read the messages of a body; None if it can't be read."""
+    try:
+        return _PUBLICATIONS.validate_python(orjson.loads(body))
+    except (json.JSONDecodeError, ValidationError):
+        return None
+
+
+def _several(publications: Publications) -> Sequence[Publication]:
+    return [publications] if isinstance(publications, Publication) else publications
+
+
+def _wanted(body: bytes, publications: Sequence[Publication]) -> list[Wanted]:
+    """Return the messages of a body, with their payloads as they came."""
+    payloads = members(body, "payload")
+    return [
+        Wanted(one.topic, one.key, one.id, payload, _CONTENT_TYPE, None)
+        for one, payload in zip(publications, payloads, strict=True)
+    ]
+
+
+def _answer(messages: Sequence[Outgoing]) -> bytes:
+    return dumps({"ids": [one.message_id for one in messages]})
 
 
 def _carrying(trace: TraceContext | None, messages: list[Outgoing]) -> list[Outgoing]:

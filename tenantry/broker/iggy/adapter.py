@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
-from tenantry.broker.adapter import BrokerLinks, TermFence
+from tenantry.broker.adapter import BrokerLinks, Publishers, TermFence
 from tenantry.broker.budget import Budget
 from tenantry.broker.iggy.administration import IggyAdministration
 from tenantry.broker.iggy.client import Access, Sessions, library
@@ -17,6 +17,7 @@ from tenantry.broker.iggy.probes import IggyProbes
 from tenantry.broker.iggy.publishing import IggyPublishing
 
 if TYPE_CHECKING:
+    from tenantry.database.loop import LoopQueries
     from tenantry.database.pool import Database
     from tenantry.settings import Settings
 
@@ -69,11 +70,13 @@ def publishing_access(settings: Settings) -> Mapping[str, str]:
     return {"ca_file": settings.broker_ca_file}
 
 
-def publishing(access: Mapping[str, str], database: Database) -> tuple[IggyPublishing, None]:
+def publishing(
+    access: Mapping[str, str], database: Database, _queries: LoopQueries | None
+) -> Publishers:
     """See `BrokerAdapter.publishing`."""
     library()
     sessions = Sessions(Access.of(access["url"], ca_file=access["ca_file"]))
-    return IggyPublishing(sessions, IggyDeadLetters(database)), None
+    return Publishers(IggyPublishing(sessions, IggyDeadLetters(database)))
 
 
 def source(

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from tenantry.broker.adapter import BrokerLinks, TermFence
+from tenantry.broker.adapter import BrokerLinks, Publishers, TermFence
 from tenantry.broker.budget import Budget
 from tenantry.broker.postgres.administration import PostgresAdministration
 from tenantry.broker.postgres.consuming import PostgresConsuming
 from tenantry.broker.postgres.dead_letters import PostgresDeadLetters
 from tenantry.broker.postgres.moving import EmbeddedSource
-from tenantry.broker.postgres.publishing import PostgresPublishing
+from tenantry.broker.postgres.publishing import PostgresLoopPublishing, PostgresPublishing
 from tenantry.broker.postgres.rotation import QueueRotation
 
 if TYPE_CHECKING:
+    from tenantry.database.loop import LoopQueries
     from tenantry.database.pool import Database
     from tenantry.settings import Settings
 
@@ -51,9 +52,12 @@ def publishing_access(_settings: Settings) -> Mapping[str, str]:
     return {}
 
 
-def publishing(_access: Mapping[str, str], database: Database) -> tuple[PostgresPublishing, None]:
+def publishing(
+    _access: Mapping[str, str], database: Database, queries: LoopQueries | None
+) -> Publishers:
     """See `BrokerAdapter.publishing`."""
-    return PostgresPublishing(database), None
+    on_loop = None if queries is None else PostgresLoopPublishing(queries)
+    return Publishers(PostgresPublishing(database), on_loop)
 
 
 def source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from itertools import groupby
@@ -20,10 +21,12 @@ from tenantry.broker.port import (
     UnroutableError,
 )
 from tenantry.database.failures import PortErrors, one_line
+from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Connection, Database
 from tenantry.domain import names
 from tenantry.messages.encoding import (
     LAST_MS,
+    Array,
     bigint_array,
     bytea_array,
     headers_array,
@@ -40,6 +43,22 @@ EXACT_TIME: Final = "timestamp_in_ms"
 
 AT_ONCE: Final = 1000
 """Messages inserted by one call of the database."""
+
+
+_PUT: Final = b"SELECT tenantry.enqueue($1, $2, $3, $4, $5, $6, $7)"
+
+
+def _refused(error: psycopg.Error) -> BrokerError | None:
+    if isinstance(error, errors.UndefinedObject):
+        return UnroutableError(error.diag.message_primary or one_line(error))
+    if error.sqlstate == BACKLOG_FULL:
+        return BacklogFullError(error.diag.message_primary or one_line(error))
+    return None
+
+
+_ERRORS: Final = PortErrors(
+    BrokerUnavailableError, BrokerError, where="a message can't be queued", otherwise=_refused
+)
 
 
 class PostgresPublishing:
@@ -59,21 +78,8 @@ class PostgresPublishing:
         if not messages:
             return
         until = time.monotonic() + timeout
-
-        def refused(error: psycopg.Error) -> BrokerError | None:
-            if isinstance(error, errors.UndefinedObject):
-                return UnroutableError(error.diag.message_primary or one_line(error))
-            if error.sqlstate == BACKLOG_FULL:
-                return BacklogFullError(error.diag.message_primary or one_line(error))
-            return None
-
         with (
-            PortErrors(
-                BrokerUnavailableError,
-                BrokerError,
-                where="a message can't be queued",
-                otherwise=refused,
-            ),
+            _ERRORS,
             self._database.transaction(timeout) as connection,
         ):
             left = max(1, round((until - time.monotonic()) * 1000))
@@ -87,16 +93,7 @@ class PostgresPublishing:
                     self._put(connection, exchange, part[start : start + AT_ONCE])
 
     def _put(self, connection: Connection, exchange: str, part: Sequence[Outgoing]) -> None:
-        now = time.time_ns() // 1_000_000
-        parameters = {
-            "stream": exchange,
-            "keys": text_array([one.routing_key for one in part]),
-            "ids": text_array([one.message_id for one in part]),
-            "bodies": bytea_array([one.body for one in part]),
-            "content_types": text_array([one.content_type for one in part]),
-            "headers": headers_array([one.headers for one in part]),
-            "published_at_ms": bigint_array([_published_at(one, now) for one in part]),
-        }
+        parameters = {"stream": exchange, **_columns(part)}
         connection.execute(self._enqueue, parameters, prepare=True)
 
     def _put_among_dead_letters(self, connection: Connection, part: Sequence[Outgoing]) -> None:
@@ -122,6 +119,46 @@ class PostgresPublishing:
             )
             if not put.rowcount:
                 raise UnroutableError(f"tenant {one.routing_key} has no queues")
+
+
+class PostgresLoopPublishing:
+    """Publishes on an event loop (`tenantry.broker.port.LoopPublishing`), by one statement a call.
+
+    It is a transaction by itself.
+    """
+
+    def __init__(self, queries: LoopQueries) -> None:
+        self._queries = queries
+
+    async def publish(self, messages: Sequence[Outgoing], *, within: float) -> None:
+        """See `PostgresPublishing.publish`."""
+        if not messages:
+            return
+        exchange = messages[0].exchange
+        columns = [(one.oid, one.data) for one in _columns(messages).values()]
+        with _ERRORS:
+            try:
+                async with asyncio.timeout(within):
+                    await self._queries.row(
+                        _PUT, [exchange.encode(), *columns], client=exchange, once=True
+                    )
+            except TimeoutError:
+                raise BrokerUnavailableError(
+                    f"the database did not take the messages in {within:g} s"
+                ) from None
+
+
+def _columns(part: Sequence[Outgoing]) -> dict[str, Array]:
+    """Return the parameters of `tenantry.enqueue` after the first, in their order."""
+    now = time.time_ns() // 1_000_000
+    return {
+        "keys": text_array([one.routing_key for one in part]),
+        "ids": text_array([one.message_id for one in part]),
+        "bodies": bytea_array([one.body for one in part]),
+        "content_types": text_array([one.content_type for one in part]),
+        "headers": headers_array([one.headers for one in part]),
+        "published_at_ms": bigint_array([_published_at(one, now) for one in part]),
+    }
 
 
 def _published_at(message: Outgoing, now: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlsplit
 
-from tenantry.broker.adapter import BrokerLinks, TermFence
+from tenantry.broker.adapter import BrokerLinks, Publishers, TermFence
 from tenantry.broker.budget import Budget
 from tenantry.broker.port import BrokerError
 from tenantry.broker.rabbitmq.administration import RabbitAdministration
@@ -15,12 +15,13 @@ from tenantry.broker.rabbitmq.consuming import RabbitConsuming
 from tenantry.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from tenantry.broker.rabbitmq.late_connections import LOOK_EVERY
 from tenantry.broker.rabbitmq.probes import RabbitProbes
-from tenantry.broker.rabbitmq.publishing import RabbitPublishing
+from tenantry.broker.rabbitmq.publishing import RabbitLoopPublishing, RabbitPublishing
 from tenantry.broker.rabbitmq.tls import Tls
 from tenantry.loops import PeriodicService
 from tenantry.urls import address, alternatives, without_user
 
 if TYPE_CHECKING:
+    from tenantry.database.loop import LoopQueries
     from tenantry.database.pool import Database
     from tenantry.settings import Settings
 
@@ -83,12 +84,12 @@ def publishing_access(settings: Settings) -> Mapping[str, str]:
 
 
 def publishing(
-    access: Mapping[str, str], _database: Database
-) -> tuple[RabbitPublishing, RabbitPublishing]:
+    access: Mapping[str, str], _database: Database, _queries: LoopQueries | None
+) -> Publishers:
     """See `BrokerAdapter.publishing`."""
     files = {name: value for name, value in access.items() if name != "url"}
     broker = RabbitPublishing(access["url"], tls=Tls(**files))
-    return broker, broker
+    return Publishers(broker, RabbitLoopPublishing(broker), broker)
 
 
 def source(

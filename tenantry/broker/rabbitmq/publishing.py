@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -56,16 +58,20 @@ _NOT_FOUND: Final = 404
 class Batch:
     """The messages of one call, and whether all are confirmed. `done` is set once, for good.
 
-    The caller waits for `done` and may set `abandoned`; the rest belongs to the loop's thread.
+    The caller waits for `done`, or is told by `on_done`, and may set `abandoned`; the rest belongs
+    to the loop's thread.
     """
 
-    __slots__ = ("_left", "_unsent", "abandoned", "done", "error", "exchange")
+    __slots__ = ("_left", "_on_done", "_unsent", "abandoned", "done", "error", "exchange")
 
-    def __init__(self, messages: Sequence[Outgoing]) -> None:
+    def __init__(
+        self, messages: Sequence[Outgoing], on_done: Callable[[], object] = lambda: None
+    ) -> None:
         self.exchange = messages[0].exchange
         """The exchange whose turns it uses: all messages of a call go to one exchange."""
         self._unsent = deque(messages)
         self._left = len(messages)
+        self._on_done = on_done
         self.done = threading.Event()
         self.error: BrokerError | None = None
         self.abandoned = False
@@ -92,13 +98,17 @@ class Batch:
             return
         self._left -= 1
         if self._left == 0:
-            self.done.set()
+            self._end()
 
     def fail(self, error: BrokerError) -> None:
         """End the call with an error, unless it has ended."""
         if not self.done.is_set():
             self.error = error
-            self.done.set()
+            self._end()
+
+    def _end(self) -> None:
+        self.done.set()
+        self._on_done()
 
 
 class Waiting:
@@ -233,23 +243,30 @@ class RabbitPublishing:
         if not messages:
             return
         batch = Batch(messages)
+        timeout = min(timeout, self.begin(batch))
+        if not batch.done.wait(timeout):
+            raise self.give_up(batch, timeout)
+        if batch.error is not None:
+            raise batch.error
+
+    def begin(self, batch: Batch) -> float:
+        """Publish a batch; give the seconds that are worth waiting for its end.
+
+        Raises `BrokerUnavailableError`.
+        """
         self._incoming.append(batch)
         if self._stopped.is_set():
             raise BrokerUnavailableError("publishing has been stopped")
         self._loop.call(self._pump)
-        if self._blocked is not None:
-            # It may take long: better to say so than to keep all callers waiting.
-            timeout = min(timeout, BLOCKED_PATIENCE)
-        if not batch.done.wait(timeout):
-            batch.abandoned = True
-            with suppress(ValueError, IndexError):
-                # Unless the loop has taken the batch already: then it sees that it is abandoned.
-                self._incoming.remove(batch)
-            raise self._late(timeout)
-        if batch.error is not None:
-            raise batch.error
+        # It may take long: better to say so than to keep all callers waiting.
+        return math.inf if self._blocked is None else BLOCKED_PATIENCE
 
-    def _late(self, timeout: float) -> BrokerUnavailableError:
+    def give_up(self, batch: Batch, timeout: float) -> BrokerUnavailableError:
+        """Forget a batch that has not ended in time; give the reason."""
+        batch.abandoned = True
+        with suppress(ValueError, IndexError):
+            # Unless the loop has taken the batch already: then it sees that it is abandoned.
+            self._incoming.remove(batch)
         blocked = self._blocked
         if not self._link.connected:
             return BrokerUnavailableError(
@@ -396,3 +413,34 @@ class RabbitPublishing:
             batch.fail(error)
         self._waiting.clear()
         self._incoming.clear()
+
+
+class RabbitLoopPublishing:
+    """Publishes from an event loop (`tenantry.broker.port.LoopPublishing`), by the same thread."""
+
+    def __init__(self, publishing: RabbitPublishing) -> None:
+        self._publishing = publishing
+
+    async def publish(self, messages: Sequence[Outgoing], *, within: float) -> None:
+        """See `RabbitPublishing.publish`."""
+        if not messages:
+            return
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(done.set)
+
+        batch = Batch(messages, tell)
+        within = min(within, self._publishing.begin(batch))
+        try:
+            async with asyncio.timeout(within):
+                await done.wait()
+        except TimeoutError:
+            raise self._publishing.give_up(batch, within) from None
+        except asyncio.CancelledError:
+            batch.abandoned = True
+            raise
+        if batch.error is not None:
+            raise batch.error
