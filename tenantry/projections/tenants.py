@@ -5,6 +5,7 @@ Past states of tenants are folded from the journal.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Final, Literal, NamedTuple
 
+from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.database.failures import PortErrors
 from tenantry.database.loop import LoopQueries
 from tenantry.database.pool import Connection, Database
@@ -241,6 +243,9 @@ class PostgresTenantDirectory(TenantsPast):
         return [decode_state(data) for (data,) in rows]
 
 
+ANSWER_SECONDS: Final = 10.0
+"""How long a server may take to tell of a tenant: a frozen one would keep a call for longer."""
+
 _GET: Final = b"SELECT (SELECT state::text FROM tenantry.tenants WHERE id = $1)"
 _READ: Final = 1000
 
@@ -250,13 +255,20 @@ class PostgresLoopDirectory:
 
     def __init__(self, database: Database, queries: LoopQueries) -> None:
         """`queries` go to this database."""
+        self._where = database.where
         self._errors = journal_errors(database)
         self._queries = queries
 
     async def get(self, tenant_id: str) -> TenantState | None:
         """See `TenantDirectory.get`."""
         with self._errors:
-            (state,) = await self._queries.row(_GET, [tenant_id.encode()], tenant_id)
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    (state,) = await self._queries.row(_GET, [tenant_id.encode()], tenant_id)
+            except TimeoutError:
+                raise DatabaseUnavailableError(
+                    f"{self._where}: no answer for {ANSWER_SECONDS:g} s"
+                ) from None
         return None if state is None else _read(state)
 
 

@@ -177,6 +177,17 @@ def test_an_event_loop_is_told_that_the_database_is_away() -> None:
         asyncio.run(on_loop(Database("postgresql://nobody@127.0.0.1:1/nowhere"), "acme"))
 
 
+def test_an_event_loop_waits_for_no_silent_database(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenants, "ANSWER_SECONDS", 0.2)
+    with database.connection() as connection, connection.transaction():
+        connection.execute("LOCK TABLE tenantry.tenants")
+        with pytest.raises(JournalUnavailableError, match=r"no answer for 0\.2 s"):
+            asyncio.run(on_loop(database, "acme"))
+    assert asyncio.run(on_loop(database, "acme")) == [None]
+
+
 def test_a_row_of_another_shape_is_folded_anew(database: Database) -> None:
     store = PostgresEventStore(database, projections=[TenantProjection()])
     do(store, CreateTenant(tenant_id="acme", name="Acme", workers=3))
