@@ -113,6 +113,7 @@ class Hosts:
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         self._guard = threading.Lock()
         self._places = _named(parameters)
+        self._changes = 0
 
     @property
     def several(self) -> bool:
@@ -128,12 +129,26 @@ class Hosts:
         lists = zip(Place._fields, zip(*places, strict=True), strict=True)
         return {name: ",".join(values) for name, values in lists if any(values)}
 
-    def prefer(self, found: Place) -> None:
-        """Try this server, which has accepted a connection, first from now on."""
+    @property
+    def changes(self) -> int:
+        """How often another server came first than before."""
+        return self._changes
+
+    def prefer(self, found: Place, changes: int) -> bool:
+        """Try this server, which has accepted a connection, first from now on.
+
+        Returns False if another one came first since there were so many `changes`, when the
+        connection was begun: a server that was frozen accepts what has waited for it all the time.
+        """
         if not self.several:
-            return
+            return True
         with self._guard:
+            if changes != self._changes:
+                return _is(self._places[0], found)
+            before = list(self._places)
             self._places.sort(key=lambda one: not _is(one, found))
+            self._changes += self._places != before
+            return True
 
 
 def _is(named: Place, found: Place) -> bool:

@@ -119,6 +119,7 @@ class Sessions:
 
             @classmethod
             def begin(cls, *args: Any, **kwargs: Any) -> Any:
+                changes = sessions._hosts.changes
                 connection = cls.enter(*args, **kwargs)
                 try:
                     mark = secrets.token_hex(8)
@@ -130,12 +131,15 @@ class Sessions:
                     if row[0] != connection.info.backend_pid:
                         # The pid is not the server's: there is a pooler in between.
                         sessions._confirm(connection, mark, lambda: cls.enter(*args, **kwargs))
-                    sessions._hosts.prefer(place_of(connection.pgconn))
                     connection.longest = usual
+                    latest = sessions._hosts.prefer(place_of(connection.pgconn), changes)
                 except BaseException:
                     connection.close()
                     raise
-                return connection
+                if latest:
+                    return connection
+                connection.close()
+                return cls.begin(*args, **kwargs)
 
             @classmethod
             def enter(cls, *args: Any, **kwargs: Any) -> Any:
@@ -164,7 +168,7 @@ class Sessions:
 
     async def begin_async(self, statement_timeout: float) -> psycopg.AsyncConnection[TupleRow]:
         """Open a session for an event loop. Raises `DatabaseUnavailableError`."""
-        mark = secrets.token_hex(8)
+        mark, changes = secrets.token_hex(8), self._hosts.changes
         try:
             connection = await self._enter_async(statement_timeout)
             try:
@@ -173,7 +177,7 @@ class Sessions:
                     await connection.execute(self._pins(statement_timeout, version, mark))
                     row = await (await connection.execute(session.LOOK.encode())).fetchone()
                 self._judge(version, row, mark)
-                self._hosts.prefer(place_of(connection.pgconn))
+                latest = self._hosts.prefer(place_of(connection.pgconn), changes)
             except BaseException:
                 connection.pgconn.finish()
                 raise
@@ -184,8 +188,10 @@ class Sessions:
             ) from None
         except psycopg.Error as error:
             raise connect_failure(error, self._where) from error
-        else:
+        if latest:
             return connection
+        connection.pgconn.finish()
+        return await self.begin_async(statement_timeout)
 
     async def _enter_async(self, statement_timeout: float) -> psycopg.AsyncConnection[TupleRow]:
         while True:

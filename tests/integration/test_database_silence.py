@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
@@ -10,6 +11,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from tenantry.database import session
+from tenantry.database.conninfo import Place
 from tenantry.database.embedded import EmbeddedPostgres
 from tenantry.database.liveness import Silence, bounded
 from tenantry.database.pool import Database
@@ -62,6 +65,39 @@ def test_of_several_one_that_is_frozen_is_given_up_though_another_answers(
             # Who took over keeps it, also when the first is back.
             with database.listen_connection() as connection:
                 assert where(connection) == directories[1]
+
+
+def test_who_is_let_in_too_late_goes_to_the_server_that_has_taken_over(
+    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_server() as standby:
+        directories = [str(one.log_dir.parent) for one in (server, standby)]
+        hosts = [conninfo_to_dict(one.start())["host"] for one in (server, standby)]
+        both = [(host, "5432") for host in hosts]
+        database = Database(postgres_url(user="postgres", hosts=both, database="postgres"))
+        order, judge = database._sessions._hosts, session.judge
+
+        def takes_over_meanwhile(host: str) -> None:
+            """Have another connection find a server while the next one is kept waiting."""
+
+            def late(*given: Any, **options: Any) -> Any:
+                monkeypatch.undo()
+                assert order.prefer(Place(host, "", "5432"), order.changes)
+                return judge(*given, **options)
+
+            monkeypatch.setattr(session, "judge", late)
+
+        async def on_a_loop() -> Any:
+            connection = await database.connect_async()
+            found = await (await connection.execute("SHOW data_directory")).fetchone()
+            await connection.close()
+            return found
+
+        takes_over_meanwhile(hosts[1])
+        with database.listen_connection() as connection:
+            assert where(connection) == directories[1]
+        takes_over_meanwhile(hosts[0])
+        assert asyncio.run(on_a_loop()) == (directories[0],)
 
 
 def where(connection: psycopg.Connection[Any]) -> str:

@@ -17,19 +17,31 @@ def order(hosts: Hosts) -> str:
 def test_who_let_us_in_last_is_tried_first_and_the_others_as_they_were() -> None:
     hosts = Hosts({"host": "one,two,three"})
     assert order(hosts) == "one,two,three"
-    hosts.prefer(THREE)
+    assert hosts.prefer(THREE, hosts.changes)
     assert order(hosts) == "three,one,two"
-    hosts.prefer(TWO)
+    assert hosts.prefer(TWO, hosts.changes)
     assert order(hosts) == "two,three,one"
-    hosts.prefer(Place("nobody", "", "5432"))
+    assert hosts.prefer(Place("nobody", "", "5432"), hosts.changes)
     assert order(hosts) == "two,three,one"
+
+
+def test_who_lets_in_what_began_before_another_took_over_is_not_tried_first_again() -> None:
+    hosts = Hosts({"host": "one,two,three"})
+    began = hosts.changes
+    assert hosts.prefer(ONE, began)
+    assert hosts.prefer(TWO, began)
+    assert hosts.prefer(TWO, began)  # begun at the same time
+    assert not hosts.prefer(ONE, began)
+    assert order(hosts) == "two,one,three"
+    assert hosts.prefer(ONE, hosts.changes)
+    assert order(hosts) == "one,two,three"
 
 
 def test_ports_and_addresses_go_with_their_hosts() -> None:
     given = {"host": "one,one", "hostaddr": "10.0.0.1,10.0.0.2", "port": "5432,5433"}
     hosts = Hosts(given)
     assert hosts.parameters() == given
-    hosts.prefer(Place("one", "10.0.0.2", "5433"))
+    hosts.prefer(Place("one", "10.0.0.2", "5433"), hosts.changes)
     assert hosts.parameters() == {
         "host": "one,one", "hostaddr": "10.0.0.2,10.0.0.1", "port": "5433,5432"
     }  # fmt: skip
@@ -38,7 +50,7 @@ def test_ports_and_addresses_go_with_their_hosts() -> None:
 def test_addresses_alone_are_hosts_and_a_port_is_for_all_of_them() -> None:
     hosts = Hosts({"hostaddr": "10.0.0.1,10.0.0.2", "port": "6000"})
     # libpq tells the address as the name where it was given none.
-    hosts.prefer(Place("10.0.0.2", "10.0.0.2", "6000"))
+    hosts.prefer(Place("10.0.0.2", "10.0.0.2", "6000"), hosts.changes)
     assert hosts.parameters() == {"hostaddr": "10.0.0.2,10.0.0.1", "port": "6000,6000"}
 
 
@@ -57,7 +69,7 @@ def test_one_alone_and_what_is_in_no_order_of_ours_stays_as_it_was_given(
     parameters: dict[str, str],
 ) -> None:
     hosts = Hosts(parameters)
-    hosts.prefer(TWO)
+    assert hosts.prefer(TWO, hosts.changes)
     assert not hosts.several
     assert hosts.parameters() == {}
 
