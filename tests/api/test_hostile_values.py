@@ -3,7 +3,7 @@
 What is drawn from the OpenAPI document hardly ever has them: whole numbers of more digits than
 Python reads, floats that are none, times beyond the calendar, surrogates, NUL, deep nesting.
 What something has stumbled over once is tried everywhere; of the others each place has every
-fourth, the next place the next, and a thorough run tries all.
+sixth, the next place the next, and a thorough run tries all.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MORE_JSON = (
     *("null", "true", "[]", "{}", '"\\ud83d"', "NaN", "Infinity", '"'),
     *(json.dumps(text) for text in (*TEXTS, *MORE_TEXTS)),
 )
-TURNS = examples(4, 1)
+TURNS = examples(6, 1)
 """So many places after each other have together tried all values once."""
 
 T = TypeVar("T")

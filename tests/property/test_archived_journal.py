@@ -118,7 +118,7 @@ def test_archived_and_restored_the_journal_is_what_it_was_and_tenants_never_diff
     database: Database,
 ) -> None:
     @settings(
-        max_examples=examples(10, 200),
+        max_examples=examples(7, 200),
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )

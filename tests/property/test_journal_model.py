@@ -259,7 +259,7 @@ def hold(model: type[JournalModel], **depth: int) -> None:
 
 def test_the_store_in_memory_is_the_model() -> None:
     hold(
-        type("Model", (InMemoryModel,), {}), max_examples=examples(12, 100), stateful_step_count=40
+        type("Model", (InMemoryModel,), {}), max_examples=examples(8, 100), stateful_step_count=40
     )
 
 

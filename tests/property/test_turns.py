@@ -150,6 +150,7 @@ def test_tenants_that_compete_store_by_their_weights(competing: dict[str, Tenant
         assert had[name] == pytest.approx(fair, rel=0.05, abs=1.0)
 
 
+@settings(max_examples=examples(12, 300))
 @given(
     st.integers(1, 5),
     st.lists(st.floats(0, EXPECTED_FOR * 0.9), min_size=2, max_size=2),
@@ -164,6 +165,7 @@ def test_a_tenant_with_a_backlog_has_its_share_though_it_has_no_batch_ready_when
     assert heavy.stored / light.stored == pytest.approx(weight, rel=0.02)
 
 
+@settings(max_examples=examples(12, 300))
 @given(st.floats(EXPECTED_FOR * 1.1, 2.0), st.booleans(), st.integers(1, 1000))
 def test_a_tenant_that_is_slow_to_have_its_next_batch_keeps_others_waiting_for_a_moment_only(
     gap: float, more: bool, weight: int
@@ -214,6 +216,7 @@ def test_few_messages_that_are_huge_are_no_small_batch(messages: int) -> None:
     assert had["usual"] / had["huge"] == pytest.approx(3, rel=0.1)
 
 
+@settings(max_examples=examples(8, 300))
 @given(st.integers(1, 64))
 def test_small_batches_of_one_that_seldom_stores_wait_for_nobody(workers: int) -> None:
     flood, quiet = Tenant(workers=workers), Tenant(workers=0, messages=1, seconds=0.002)

@@ -170,7 +170,7 @@ def test_who_takes_long_to_walk_along_comes_last_and_is_then_left_alone_for_long
         queued = QueuedDeadLetter(message, "expired", NOON, b"")
         queues.setdefault(tenant_id, []).append(queued)
 
-    for number in range(400):
+    for number in range(200):
         expire("acme", number)
         expire("beta", number)
         watched.keeper.look()
@@ -178,7 +178,7 @@ def test_who_takes_long_to_walk_along_comes_last_and_is_then_left_alone_for_long
     # A flood of expired messages costs a tenth of the time, and no neighbour its turn.
     assert walks[:2] == ["acme", "beta"]
     assert now / 360 <= walks.count("acme") <= now / 240
-    assert walks.count("beta") >= 100
+    assert walks.count("beta") >= 50
 
 
 def test_it_ends_when_it_is_told_to(watched: Watched) -> None:
