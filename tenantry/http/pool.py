@@ -150,9 +150,11 @@ class Pool:
 
         Not one too early: refusing a call, and the same one later, costs as much as a small call.
         """
-        beyond = self._one_by_one.seconds_to_wait(client) - self._for_a_turn * _SURE
-        if beyond > 0:
-            raise _too_many(beyond)
+        wait = self._one_by_one.seconds_to_wait(client)
+        if wait > self._for_a_turn * _SURE:
+            # Not just what is too much: there is room for one more at each turn, and all those that
+            # are refused want it. Refused again and again they would take the time of turns.
+            raise _too_many(wait)
         try:
             return await self._one_by_one.begin(client, self._weight_of(client), seconds)
         except TimeoutError:

@@ -258,9 +258,7 @@ def hold(model: type[JournalModel], **depth: int) -> None:
 
 
 def test_the_store_in_memory_is_the_model() -> None:
-    hold(
-        type("Model", (InMemoryModel,), {}), max_examples=examples(8, 100), stateful_step_count=40
-    )
+    hold(type("Model", (InMemoryModel,), {}), max_examples=examples(8, 100), stateful_step_count=40)
 
 
 def test_the_store_on_postgresql_is_the_model(database: Database) -> None:

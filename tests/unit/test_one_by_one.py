@@ -243,7 +243,7 @@ def test_how_long_another_would_wait_is_what_those_before_it_took(
 
 
 @pytest.mark.usefixtures("client")
-def test_a_call_that_would_wait_too_long_is_refused_until_there_will_be_room() -> None:
+def test_a_call_that_would_wait_too_long_is_refused_for_at_least_as_long() -> None:
     async def act() -> None:
         pool, over = Pool(1), asyncio.Event()
         calls = pool._one_by_one
@@ -257,8 +257,9 @@ def test_a_call_that_would_wait_too_long_is_refused_until_there_will_be_room() -
                 await pool.run_in_turn(1.0, over.set)
             assert problem.value.status == 429
             refused.add(int(problem.value.headers["Retry-After"]))
-        # They would wait 80 s and may wait 8.
-        assert 72 <= min(refused) < max(refused) <= 144
+        # They would wait 80 s, and may wait 8: where all came back after 72, most would find the
+        # room that there is by then taken.
+        assert 80 <= min(refused) < max(refused) <= 160
         for one in tasks:
             one.cancel()
         await as_far_as_they_can(tasks)
