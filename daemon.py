@@ -89,7 +89,7 @@ CROWDED_FOR: Final = 60.0
 LOOKING_POOL: Final = 4
 """Connections for looking at nodes, and for renewing this node's term."""
 
-FRONT_POOL: Final = 12
+FRONT_POOL: Final = 20
 FRONT_PUBLISHING: Final = 8
 STANDBY_STATEMENT_TIMEOUT: Final = 5.0
 

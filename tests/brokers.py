@@ -134,12 +134,13 @@ class Broker:
         self.administration.ensure_topology(made)
         return made
 
-    def on_loop(self) -> LoopPublishing:
+    def on_loop(self, statement_timeout: float | None = None) -> LoopPublishing:
         """Give the way to publish on an event loop: RabbitMQ and the embedded broker have one."""
         if isinstance(self.publishing, RabbitPublishing):
             return RabbitLoopPublishing(self.publishing)
         assert self.database is not None
-        return PostgresLoopPublishing(LoopQueries(self.database))
+        queries = LoopQueries(self.database, statement_timeout=statement_timeout)
+        return PostgresLoopPublishing(queries)
 
     def publish(self, tenant: TenantTopology, key: str, *bodies: bytes) -> None:
         """Publish messages to the tenant's exchange; a message's id is its body."""

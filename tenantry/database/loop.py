@@ -49,14 +49,23 @@ class LoopQueries:
 
     Clients take turns. The object belongs to the event loop that uses it first, and closes its
     connections when that loop cancels its tasks at the end. A query whose connection is gone is run
-    again on a new one, unless it is to run `once`. They end within the database's own statement
-    timeout.
+    again on a new one, unless it is to run `once`.
     """
 
     def __init__(
-        self, database: Database, *, connections: int = CONNECTIONS, patience: float = PATIENCE
+        self,
+        database: Database,
+        *,
+        connections: int = CONNECTIONS,
+        patience: float = PATIENCE,
+        statement_timeout: float | None = None,
     ) -> None:
+        """The server ends a query after `statement_timeout` seconds; None: the database's own.
+
+        A caller that gives up earlier leaves the query to run until then.
+        """
         self._database = database
+        self._statement_timeout = statement_timeout
         self._patience = patience
         self._places = Places(connections, patience=patience)
         self._idle: list[_Link] = []
@@ -120,7 +129,7 @@ class LoopQueries:
     async def _connect(self) -> _Link:
         if self._keeper is None or self._keeper.done():
             self._keeper = asyncio.create_task(self._keep())
-        return _Link(await self._database.connect_async())
+        return _Link(await self._database.connect_async(statement_timeout=self._statement_timeout))
 
     async def _keep(self) -> None:
         """Close connections that have been idle for long, and at the loop's end all."""

@@ -277,12 +277,21 @@ class Database:
         finally:
             connection.close()
 
-    async def connect_async(self) -> psycopg.AsyncConnection[TupleRow]:
+    async def connect_async(
+        self, *, statement_timeout: float | None = None
+    ) -> psycopg.AsyncConnection[TupleRow]:
         """Open a connection of its own, outside the pool, for an event loop; the caller closes it.
 
         Raises `DatabaseUnavailableError`.
         """
-        return await self._sessions.begin_async(self._statement_timeout)
+        limit = self._statement_timeout if statement_timeout is None else statement_timeout
+        try:
+            connection = await self._sessions.begin_async(limit)
+        except DatabaseUnavailableError as error:
+            self._note(error)
+            raise
+        self._note(None)
+        return connection
 
     def _probe(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout

@@ -82,6 +82,13 @@ LOOK_AGAIN: Final = 2.0
 
 READERS: Final = 4
 PUBLISHERS: Final = 16
+LEAST_ON_LOOP: Final = 4
+"""Connections for publishing without a thread: of fewer, one tenant could have all."""
+
+STATEMENT_SECONDS: Final = 4.0
+"""Seconds for a statement of the event loop that publishes: with the time it waits for a connection
+less than a call has, so that nothing is stored that was answered as not confirmed in time."""
+
 JOIN_SECONDS: Final = 5.0
 
 
@@ -185,12 +192,16 @@ class Worker:
             cursors=Cursors(bytes.fromhex(wanted.cursor_key)),
             threads=Pool(READERS, weight_of=lookup.weight_of),
         )
-        queries = LoopQueries(database, connections=wanted.publish_connections)
+        queries = LoopQueries(
+            database,
+            connections=wanted.publish_connections,
+            statement_timeout=STATEMENT_SECONDS,
+        )
         publishers = select.open_publishing(wanted.broker, database, queries)
         if publishers.loop is not None:
             self.run("broker-publishing", publishers.loop)
         on_loop = None
-        if publishers.on_loop is not None and wanted.publish_connections:
+        if publishers.on_loop is not None and wanted.publish_connections >= LEAST_ON_LOOP:
             on_loop = OnLoop(publishers.on_loop, PostgresLoopDirectory(database, queries))
         publisher = Publisher(
             lookup=lookup,

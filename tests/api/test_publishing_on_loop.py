@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tenantry.api.routes.publishing import LARGE, OnLoop, Publisher
+from tenantry.api.routes.publishing import ON_LOOP, OnLoop, Publisher
 from tenantry.api.services import TenantLookup
 from tenantry.broker.port import BacklogFullError, Outgoing
 from tenantry.domain.commands import ChangeLimits, PauseTenant, RequestDeletion, WrongStateError
@@ -92,7 +92,7 @@ def test_small_calls_need_no_thread_and_large_ones_take_one(setting: Setting) ->
     assert len(ids) == 41
     assert setting.world.publishing.sent == []
     many = setting.post([{"payload": number} for number in range(60)])
-    large = setting.post({"payload": "x" * LARGE})
+    large = setting.post({"payload": "x" * ON_LOOP})
     assert [one.message_id for one in setting.world.publishing.sent] == many + large
     assert len(setting.on_loop.sent) == 41
 

@@ -184,7 +184,24 @@ def queues_locked(database_url: str) -> Iterator[psycopg.Connection]:
         yield locking
 
 
-def test_a_call_ends_in_time_while_the_database_takes_nothing(
+def test_what_the_database_takes_too_long_for_is_not_stored_afterwards(
+    embedded: Broker, database_url: str
+) -> None:
+    tenant = embedded.tenant()
+
+    async def act() -> None:
+        way = embedded.on_loop(statement_timeout=0.2)
+        with (
+            queues_locked(database_url),
+            pytest.raises(BrokerUnavailableError, match="statement timeout"),
+        ):
+            await publish(way, message(tenant, b"late"))
+
+    run(act)
+    assert embedded.ready(tenant.queues()[0].name) == []
+
+
+def test_a_call_ends_in_time_whatever_the_database_does(
     embedded: Broker, database_url: str
 ) -> None:
     tenant = embedded.tenant()

@@ -185,6 +185,7 @@ def test_an_event_loop_waits_for_no_silent_database(
         connection.execute("LOCK TABLE tenantry.tenants")
         with pytest.raises(JournalUnavailableError, match=r"no answer for 0\.2 s"):
             asyncio.run(on_loop(database, "acme"))
+    monkeypatch.undo()
     assert asyncio.run(on_loop(database, "acme")) == [None]
 
 

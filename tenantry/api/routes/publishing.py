@@ -51,6 +51,9 @@ PUBLISH_SECONDS: Final = 10.0
 LARGE: Final = 8192
 """Bytes from which on parsing a body takes a while: a millisecond or more."""
 
+ON_LOOP: Final = 4096
+"""Bytes up to which a body is read on the event loop: a millisecond at most, whatever is in it."""
+
 _SECONDS_OF_A_CALL: Final = 0.01
 _SECONDS_OF_A_MESSAGE: Final = 0.0002
 _SECONDS_OF_A_BYTE: Final = 5e-8
@@ -168,16 +171,14 @@ class Publisher:
         """Read a body and publish its messages; None if it can't be read.
 
         It is read in the tenant's turn for a thread: thousands of messages take some time. A small
-        one is read at once, and takes no thread where there is another way: each change of the
-        thread may wait for the interpreter, as long as another thread works on a list.
+        one takes no thread where there is another way: each change of the thread may wait for the
+        interpreter, as long as another thread works on a list.
         """
         call = Call(tenant_id, who, body, None, asked)
-        if self.on_loop is not None and len(body) <= LARGE and seconds_for(body) <= SMALL:
-            publications = _read(body)
-            if publications is None:
-                return None
-            send = partial(self._send_on_loop, self.on_loop, call, publications)
-            return json_response(await self.threads.await_in_turn(seconds_for(body), send), 202)
+        if self.on_loop is not None and len(body) <= ON_LOOP and seconds_for(body) <= SMALL:
+            send = partial(self._send_on_loop, self.on_loop, call)
+            answer = await self.threads.await_in_turn(seconds_for(body), send)
+            return None if answer is None else json_response(answer, 202)
 
         def work() -> bytes | None:
             with self._alone(body):
@@ -226,8 +227,11 @@ class Publisher:
         several = _several(publications)
         return self._send(call, len(several), lambda: _wanted(call.body, several))
 
-    async def _send_on_loop(self, on_loop: OnLoop, call: Call, publications: Publications) -> bytes:
-        """As `_send`, for few messages and no key."""
+    async def _send_on_loop(self, on_loop: OnLoop, call: Call) -> bytes | None:
+        """Read and publish few messages without a key; None if they can't be read."""
+        publications = _read(call.body)
+        if publications is None:
+            return None
         several = _several(publications)
         state = await self.lookup.publishable_on_loop(on_loop.directory, call.tenant_id, call.who)
         self._admit(state, len(several))

@@ -135,12 +135,13 @@ class PostgresLoopPublishing:
         if not messages:
             return
         exchange = messages[0].exchange
+        tenant = exchange.removeprefix("tenant_").removesuffix("_stream")
         columns = [(one.oid, one.data) for one in _columns(messages).values()]
         with _ERRORS:
             try:
                 async with asyncio.timeout(within):
                     await self._queries.row(
-                        _PUT, [exchange.encode(), *columns], client=exchange, once=True
+                        _PUT, [exchange.encode(), *columns], client=tenant, once=True
                     )
             except TimeoutError:
                 raise BrokerUnavailableError(

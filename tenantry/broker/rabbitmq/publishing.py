@@ -438,9 +438,10 @@ class RabbitLoopPublishing:
             async with asyncio.timeout(within):
                 await done.wait()
         except TimeoutError:
-            raise self._publishing.give_up(batch, within) from None
+            if not batch.done.is_set():  # it may be just this loop that is late
+                raise self._publishing.give_up(batch, within) from None
         except asyncio.CancelledError:
-            batch.abandoned = True
+            self._publishing.give_up(batch, within)
             raise
         if batch.error is not None:
             raise batch.error
