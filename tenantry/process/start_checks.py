@@ -111,8 +111,8 @@ OPEN_FILES: Final = 16_384
 OWN_FILES: Final = 28
 """Files the daemon itself has open, at rest and with a broker."""
 
-FRONT_FILES: Final = 34
-"""Files its front has open, including 20 connections to the database."""
+FRONT_FILES: Final = 50
+"""Files its front has open, including 36 connections to the database."""
 
 FEWEST_CONNECTIONS: Final = 8
 """The fewest connections that a listener must be able to have."""
