@@ -31,6 +31,18 @@ def connections(database: Database) -> int:
     return int(row[0])
 
 
+def dies_as_it_is_used(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next connection die between the look at it and its query."""
+
+    def dies(pgconn: pq.abc.PGconn) -> bool:
+        monkeypatch.undo()
+        with database.connection() as connection:
+            connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pgconn.backend_pid])
+        return False  # it was alive
+
+    monkeypatch.setattr("tenantry.database.loop.has_ended", dies)
+
+
 def run(act: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
         async with asyncio.timeout(30):
@@ -132,16 +144,10 @@ def test_a_connection_lost_between_queries_is_replaced(database: Database) -> No
 def test_a_connection_that_dies_as_it_is_used_is_replaced(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(pgconn: pq.abc.PGconn) -> bool:
-        monkeypatch.undo()
-        with database.connection() as connection:
-            connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pgconn.backend_pid])
-        return False  # it was alive
-
     async def act() -> None:
         queries = LoopQueries(database)
         before = await queries.row(PID, [])
-        monkeypatch.setattr("tenantry.database.loop.has_ended", dies)
+        dies_as_it_is_used(database, monkeypatch)
         assert await queries.row(PID, []) != before
 
     run(act)
@@ -165,16 +171,10 @@ def test_what_is_to_run_once_runs_on_a_new_connection_where_none_has_begun_on_it
 def test_what_is_to_run_once_and_may_have_run_does_not_run_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(pgconn: pq.abc.PGconn) -> bool:
-        monkeypatch.undo()
-        with database.connection() as connection:
-            connection.execute("SELECT pg_terminate_backend(%s, 5000)", [pgconn.backend_pid])
-        return False  # it was alive
-
     async def act() -> None:
         queries = LoopQueries(database)
         await queries.row(PID, [])
-        monkeypatch.setattr("tenantry.database.loop.has_ended", dies)
+        dies_as_it_is_used(database, monkeypatch)
         with pytest.raises(DatabaseUnavailableError):
             await queries.row(PID, [], once=True)
         assert len(await queries.row(PID, [], once=True)) == 1
