@@ -65,6 +65,7 @@ async def flood(port: int, tenant: str, calls: int, size: int, count: int) -> No
             statuses[status] += 1
             if status != 202:
                 left += 1
+                client.close()  # the server would end a connection that is idle for so long
                 await asyncio.sleep(pause)
         client.close()
 
