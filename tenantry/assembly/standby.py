@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime
-from typing import Any, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from tenantry import __version__
 from tenantry.control.port import (
@@ -155,6 +155,8 @@ class StandbyPorts:
 
     It stands in for `Publishing`, `DeadLetters`, `Queues`, `Prover` and `IdempotencyKeys`.
     """
+
+    singly: Final = False
 
     def __init__(self, control: StandbyControl) -> None:
         self.publish = self.browse = self.queue_counts = control.refuse

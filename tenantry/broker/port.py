@@ -287,6 +287,10 @@ class Outgoing:
 class Publishing(Protocol):
     """Publishes with confirms."""
 
+    @property
+    def singly(self) -> bool:
+        """Whether each message is confirmed by itself: then they may as well come in portions."""
+
     def publish(self, messages: Sequence[Outgoing], *, timeout: float) -> None:
         """Return once the broker has confirmed every message.
 

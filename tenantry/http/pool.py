@@ -32,6 +32,10 @@ _FOR_A_TURN: Final = 2
 _SURE: Final = 0.8
 """The part of its patience that a call may be estimated to wait; estimates err."""
 
+LATEST: Final = 20.0
+"""Seconds after which a refused call may come back, however many others wait; up to twice as many,
+so that not all do at once."""
+
 WAITING_FOR_A_THREAD: Final = 8
 """Waiting calls of one client, per thread of the pool; further ones are refused at once."""
 
@@ -87,31 +91,32 @@ class Pool:
         place = await self._place_for(client)
         return await self._run(place, partial(self._on_thread, partial(call, *args, **kwargs)))
 
-    async def run_in_turn(self, seconds: float, call: Callable[[], _Result]) -> _Result:
+    async def run_in_turn(self, seconds: float, call: Callable[[Turn], _Result]) -> _Result:
         """Run a blocking call, as `run`, that keeps processors busy, of this process and of others.
 
         Its work is expected to take so many seconds. Beside small ones of other clients it may have
         to wait for its turn.
         """
-        return await self._in_turn(seconds, partial(self._on_thread, call))
+        return await self._in_turn(seconds, lambda turn: self._on_thread(partial(call, turn)))
 
     async def await_in_turn(
         self, seconds: float, call: Callable[[], Coroutine[Any, Any, _Result]]
     ) -> _Result:
         """As `run_in_turn`, for a call that takes a thread's place, but no thread."""
-        return await self._in_turn(seconds, call)
+        return await self._in_turn(seconds, lambda _turn: call())
 
     async def _in_turn(
-        self, seconds: float, call: Callable[[], Coroutine[Any, Any, _Result]]
+        self, seconds: float, call: Callable[[Turn], Coroutine[Any, Any, _Result]]
     ) -> _Result:
         client = CLIENT.get()
         turn = await self._turn_for(client, seconds)
         try:
             place = await self._place_for(client)
         except BaseException:
-            self._one_by_one.ended(turn)
+            self._one_by_one.ended(turn, well=False)
             raise
-        return await self._run(place, call, lambda: self._one_by_one.ended(turn))
+        ended = self._one_by_one.ended
+        return await self._run(place, partial(call, turn), lambda well: ended(turn, well=well))
 
     async def _on_thread(self, call: Callable[[], _Result]) -> _Result:
         if self._limiter is None:
@@ -122,17 +127,17 @@ class Pool:
         self,
         place: Place,
         call: Callable[[], Coroutine[Any, Any, _Result]],
-        then: Callable[[], None] | None = None,
+        then: Callable[[bool], None] | None = None,
     ) -> _Result:
         began = asyncio.get_running_loop().time()
         running = asyncio.create_task(call())
 
         def ended(running: asyncio.Task[_Result]) -> None:
             self._places.give_back(place, running.get_loop().time() - began)
+            # Read in any case, lest it is logged as never retrieved.
+            well = not running.cancelled() and running.exception() is None
             if then is not None:
-                then()
-            if not running.cancelled():
-                running.exception()  # read, lest it is logged as never retrieved
+                then(well)
 
         running.add_done_callback(ended)
         return await asyncio.shield(running)
@@ -165,7 +170,7 @@ def _too_many(seconds: float) -> Problem:
     """Tell a client to come back in about so many seconds, when there will be room."""
     problem = too_many("too many calls wait for their turn already; send fewer at once")
     # At different times: those that are refused together must not come back together.
-    seconds = max(RETRY_AFTER_SECONDS, seconds) * random.uniform(1, 2)  # noqa: S311
+    seconds = min(max(RETRY_AFTER_SECONDS, seconds), LATEST) * random.uniform(1, 2)  # noqa: S311
     problem.headers["Retry-After"] = str(round(seconds))
     return problem
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from time import monotonic, sleep
 from typing import Final
 
 from tenantry.turns.neighbours import Neighbours
+from tenantry.turns.pacing import Pacing
 from tenantry.turns.places import Place, Places
 
 _NEW_SHARE: Final = 0.05
@@ -17,6 +19,9 @@ SMALL: Final = 0.02
 
 FREE: Final = 3
 """As many small calls a client makes at once without turns."""
+
+LONGEST_PAUSE: Final = 0.05
+"""Seconds of a rest between two portions of a call at most."""
 
 LONGEST: Final = 0.1
 """Seconds that a turn lasts at most, whatever is expected: a client's call may hang."""
@@ -37,12 +42,39 @@ class _Calls:
 
 @dataclass(slots=True)
 class Turn:
-    """A call's turn, while it has one."""
+    """A call's turn, while it has one.
+
+    What a long call does beside others is to be done `in_portions`, with a rest after each but the
+    last. Both may be used by the thread that does it.
+    """
 
     client: str
+    pacing: Pacing
     place: Place | None = None
     began: float = 0.0
+    small: bool = False
+    """Whether it is a client's only call, and small: how long those take is what counts."""
     over: asyncio.TimerHandle | None = None
+    worked_since: float = 0.0
+    """When its latest rest ended, or it began."""
+    rested: float = 0.0
+    rests: int = 0
+    resting: bool = False
+
+    @property
+    def in_portions(self) -> bool:
+        """Whether others make small calls, which are to get through between portions."""
+        return self.over is not None
+
+    def rest(self, seconds: float) -> None:
+        """Rest after a portion that took so long. Blocks."""
+        began = monotonic()
+        self.rests += 1
+        self.resting = True
+        sleep(min(LONGEST_PAUSE, self.pacing.rest(seconds)))
+        self.worked_since = monotonic()
+        self.rested += self.worked_since - began
+        self.resting = False
 
 
 class OneByOne:
@@ -50,15 +82,16 @@ class OneByOne:
 
     Calls side by side keep all processors busy, and others' wait for them at each step of their
     way. So while some client makes small calls by themselves, lists, and what a client makes beyond
-    a few at once, take turns, by their clients' weights. A turn ends with its call, or when the
-    call takes longer than is expected of its work: then it waits for something else, a distant
-    broker, say. Belongs to one event loop.
+    a few at once, take turns, by their clients' weights, with rests between them (see `Pacing`). A
+    turn ends with its call, or when the call takes longer than is expected of its work: then it
+    waits for something else, a distant broker, say. Belongs to one event loop.
     """
 
     def __init__(self, *, patience: float) -> None:
         """A call waits `patience` seconds at most for its turn."""
         self._places = Places(1, patience=patience)
         self._neighbours = Neighbours()
+        self._pacing = Pacing()
         self._clients: dict[str, _Calls] = {}
 
     def seconds_to_wait(self, client: str) -> float:
@@ -86,23 +119,35 @@ class OneByOne:
         loop = asyncio.get_running_loop()
         now = loop.time()
         if seconds <= SMALL and mine.count <= FREE:
-            if mine.count == 1:
-                self._neighbours.note(client, now)
-            return Turn(client)
+            if mine.count > 1:
+                return Turn(client, self._pacing)
+            self._neighbours.note(client, now)
+            return Turn(client, self._pacing, began=now, small=True)
         if not self._neighbours.beside(client, now):
-            return Turn(client)
+            return Turn(client, self._pacing)
         at_once = self._places.has_one_for(client)
-        turn = Turn(client, await self._places.take(client, weight), loop.time())
+        place = await self._places.take(client, weight)
+        began = loop.time()
+        turn = Turn(client, self._pacing, place, began, worked_since=began)
         if not at_once:
             mine.waited += 1
             since = turn.began - max(mine.began, now)
             mine.apart += (since - mine.apart) * max(_NEW_SHARE, 1 / mine.waited)
             mine.began = turn.began
         if self._neighbours.beside(client, turn.began):
-            turn.over = loop.call_later(seconds, self.release, turn)
+            self._pacing.began(turn.began)
+            turn.over = loop.call_later(seconds, self._look, turn, seconds, 0)
         else:
             self.release(turn)
         return turn
+
+    def _look(self, turn: Turn, seconds: float, rests: int) -> None:
+        """End a turn that has lasted as long as expected, unless it goes on in portions."""
+        if turn.resting or turn.rests > rests:
+            loop = asyncio.get_running_loop()
+            turn.over = loop.call_later(seconds, self._look, turn, seconds, turn.rests)
+        else:
+            self.release(turn)
 
     def release(self, turn: Turn) -> None:
         """Give the next call its turn, though this call has not ended. Idempotent."""
@@ -110,10 +155,20 @@ class OneByOne:
             turn.over.cancel()
         if turn.place is not None:
             place, turn.place = turn.place, None
-            self._places.give_back(place, asyncio.get_running_loop().time() - turn.began)
+            loop = asyncio.get_running_loop()
+            now = loop.time()
+            seconds = max(0.0, now - turn.began - turn.rested)
+            rest = self._pacing.ended(now - turn.worked_since, now) if turn.over is not None else 0
+            if rest:
+                loop.call_later(rest, self._places.give_back, place, seconds)
+            else:
+                self._places.give_back(place, seconds)
 
-    def ended(self, turn: Turn) -> None:
-        """End a call."""
+    def ended(self, turn: Turn, *, well: bool = True) -> None:
+        """End a call; `well` tells that it has done its work."""
+        if turn.small and well:
+            now = asyncio.get_running_loop().time()
+            self._pacing.small_call(turn.client, turn.began, now)
         self.release(turn)
         self._gone(turn.client)
 

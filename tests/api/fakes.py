@@ -178,6 +178,8 @@ class FakeControl:
 class FakePublishing:
     """Confirms everything and remembers it, or raises `error`."""
 
+    singly = True
+
     def __init__(self) -> None:
         self.sent: list[Outgoing] = []
         self.error: Exception | None = None

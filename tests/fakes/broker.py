@@ -49,6 +49,8 @@ class MemoryBroker:
     `delete_queue` are the faults.
     """
 
+    singly = True
+
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

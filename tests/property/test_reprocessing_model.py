@@ -42,6 +42,8 @@ class DiedError(Exception):
 class World:
     """What outlives the process: queues, rows, the index, the journal."""
 
+    singly = True
+
     def __init__(self) -> None:
         self.main: list[tuple[Incoming, bool]] = []
         self.dead = FakeDeadLetters()

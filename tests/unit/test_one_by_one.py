@@ -6,15 +6,17 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 
 from tenantry.api.routes.publishing import seconds_for
-from tenantry.http.pool import CLIENT, WAITING_FOR_A_THREAD, Pool
+from tenantry.http.pool import CLIENT, LATEST, WAITING_FOR_A_THREAD, Pool
 from tenantry.http.problems import Problem
 from tenantry.turns import neighbours, one_by_one
 from tenantry.turns.neighbours import Neighbours
-from tenantry.turns.one_by_one import FREE, SMALL, OneByOne, Turn
+from tenantry.turns.one_by_one import FREE, LONGEST_PAUSE, SMALL, OneByOne, Turn
+from tenantry.turns.pacing import Pacing
 from tests.waiting import DEADLINE
 
 
@@ -23,6 +25,14 @@ def turns_that_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have turns end with their calls, and neighbours stay, however slow the machine is."""
     monkeypatch.setattr(one_by_one, "LONGEST", 10 * DEADLINE)
     monkeypatch.setattr(neighbours, "LATELY", 10 * DEADLINE)
+    # Only tests of rests are to wait for some.
+    rests(monkeypatch, 0.0)
+
+
+def rests(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have all rests last so long."""
+    monkeypatch.setattr(Pacing, "rest", lambda _pacing, _taken: seconds)
+    monkeypatch.setattr(Pacing, "ended", lambda _pacing, _taken, _now: seconds)
 
 
 def running(act: Callable[[OneByOne], Awaitable[None]]) -> None:
@@ -250,21 +260,28 @@ def test_a_call_that_would_wait_too_long_is_refused_for_at_least_as_long() -> No
         await with_a_neighbour(calls)
         tasks = begun(calls, 9)
         (first,) = await as_far_as_they_can(tasks)
-        calls._clients["flood"].apart = 10.0
-        refused = set()
-        for _ in range(50):
-            with pytest.raises(Problem) as problem:
-                await pool.run_in_turn(1.0, over.set)
-            assert problem.value.status == 429
-            refused.add(int(problem.value.headers["Retry-After"]))
-        # They would wait 80 s, and may wait 8: where all came back after 72, most would find the
+
+        async def refused_for(apart: float) -> list[int]:
+            calls._clients["flood"].apart = apart
+            seconds = []
+            for _ in range(50):
+                with pytest.raises(Problem) as problem:
+                    await pool.run_in_turn(1.0, lambda _turn: over.set())
+                assert problem.value.status == 429
+                seconds.append(int(problem.value.headers["Retry-After"]))
+            return sorted(seconds)
+
+        # They would wait 16 s, and may wait 8: where all came back after 8, most would find the
         # room that there is by then taken.
-        assert 80 <= min(refused) < max(refused) <= 160
+        shortest, *_, longest = await refused_for(2.0)
+        assert 16 <= shortest < longest <= 32
+        shortest, *_, longest = await refused_for(1000.0)
+        assert LATEST <= shortest < longest <= 2 * LATEST, "not for hours"
         for one in tasks:
             one.cancel()
         await as_far_as_they_can(tasks)
         calls.ended(first)
-        assert await pool.run_in_turn(1.0, lambda: "done") == "done"
+        assert await pool.run_in_turn(1.0, lambda _turn: "done") == "done"
         assert not calls._clients
 
     asyncio.run(act())
@@ -312,6 +329,144 @@ def test_a_call_that_gets_no_thread_leaves_its_turn() -> None:
     asyncio.run(act())
 
 
+def test_after_a_turn_there_is_a_rest_before_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act(calls: OneByOne) -> None:
+        loop, later = asyncio.get_running_loop(), []
+        await with_a_neighbour(calls)
+        tasks = begun(calls, 2)
+        (first,) = await as_far_as_they_can(tasks)
+        rests(monkeypatch, 0.5)
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "call_later", lambda *given: later.append(given))
+            calls.ended(first)
+        assert await as_far_as_they_can(tasks) == [first]
+        ((seconds, go_on, *given),) = later
+        assert seconds == 0.5
+        go_on(*given)
+        rests(monkeypatch, 0.0)
+        _, second = await as_far_as_they_can(tasks)
+        calls.ended(second)
+
+    running(act)
+
+
+def test_a_turn_goes_on_as_long_as_its_call_goes_on_in_portions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def act(calls: OneByOne) -> None:
+        await with_a_neighbour(calls)
+        tasks = begun(calls, 2)
+        (first,) = await as_far_as_they_can(tasks)
+        assert first.in_portions
+        assert first.over is not None
+        for _ in range(3):
+            first.rest(0.001)
+            calls._look(first, 10 * DEADLINE, first.rests - 1)
+            assert await as_far_as_they_can(tasks) == [first]
+        first.resting = True
+        calls._look(first, 10 * DEADLINE, first.rests)
+        assert await as_far_as_they_can(tasks) == [first], "a rest may last longer than a look"
+        first.resting = False
+        calls._look(first, 10 * DEADLINE, first.rests)
+        _, second = await as_far_as_they_can(tasks)
+        for one in (first, second):
+            calls.ended(one)
+
+    running(act)
+
+
+def test_rests_between_portions_are_not_charged_nor_rested_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    charged, rested_from, clock = [], [], [100.0]
+    given = one_by_one.Places.give_back
+
+    def give_back(places: Any, place: Any, seconds: float) -> None:
+        charged.append(seconds)
+        given(places, place, seconds)
+
+    def sleep(seconds: float) -> None:
+        assert seconds == LONGEST_PAUSE, "no single one is long"
+        clock[0] += 3 * seconds  # the thread was not woken in time
+
+    def ended(_pacing: Pacing, seconds: float, _now: float) -> float:
+        rested_from.append(seconds)
+        return 0.0
+
+    monkeypatch.setattr(one_by_one.Places, "give_back", give_back)
+    monkeypatch.setattr(one_by_one, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(one_by_one, "sleep", sleep)
+
+    async def act(calls: OneByOne) -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
+        await with_a_neighbour(calls)
+        turn = await calls.begin("flood", 1.0, DEADLINE)
+        rests(monkeypatch, 1000.0)
+        monkeypatch.setattr(Pacing, "ended", ended)
+        for _ in range(3):
+            clock[0] += 0.2
+            turn.rest(0.2)
+        clock[0] += 0.1
+        calls.ended(turn)
+
+    running(act)
+    assert charged == [pytest.approx(3 * 0.2 + 0.1)]
+    assert rested_from == [pytest.approx(0.1)]
+
+
+def test_a_turn_given_up_in_a_rest_charges_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    charged = []
+    given = one_by_one.Places.give_back
+
+    def give_back(places: Any, place: Any, seconds: float) -> None:
+        charged.append(seconds)
+        given(places, place, seconds)
+
+    monkeypatch.setattr(one_by_one.Places, "give_back", give_back)
+
+    async def act(calls: OneByOne) -> None:
+        await with_a_neighbour(calls)
+        turn = await calls.begin("flood", 1.0, DEADLINE)
+        monkeypatch.setattr(one_by_one, "sleep", lambda _seconds: calls.release(turn))
+        turn.rest(0.2)
+        calls.ended(turn)
+
+    running(act)
+    assert len(charged) == 1
+    assert charged[0] >= 0.0, "nobody comes first for having rested"
+
+
+@pytest.mark.usefixtures("client")
+def test_only_small_calls_that_went_well_tell_how_long_they_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = []
+    monkeypatch.setattr(Pacing, "small_call", lambda *_given: told.append("small"))
+
+    async def act() -> None:
+        pool = Pool(4)
+
+        async def well() -> str:
+            return "done"
+
+        async def badly() -> str:
+            raise Problem(404, "no such tenant")
+
+        with pytest.raises(Problem):
+            await pool.await_in_turn(SMALL, badly)
+        await pool.await_in_turn(1.0, well)
+        assert not told
+        await pool.await_in_turn(SMALL, well)
+        assert told == ["small"]
+        calls = pool._one_by_one
+        both = [await calls.begin("flood", 1.0, SMALL) for _ in range(2)]
+        for one in both:
+            calls.ended(one)
+        assert told == ["small"] * 2, "of several at once only the first"
+
+    asyncio.run(act())
+
+
 @pytest.mark.usefixtures("client")
 def test_a_pool_s_calls_take_turns_by_the_weights_of_their_clients(
     monkeypatch: pytest.MonkeyPatch,
@@ -325,7 +480,7 @@ def test_a_pool_s_calls_take_turns_by_the_weights_of_their_clients(
     given = OneByOne.begin
     monkeypatch.setattr(OneByOne, "begin", begin)
     pool = Pool(2, weight_of=lambda client: float(len(client)))
-    assert asyncio.run(pool.run_in_turn(0.5, lambda: "done")) == "done"
+    assert asyncio.run(pool.run_in_turn(0.5, lambda _turn: "done")) == "done"
     assert seen == [("flood", 5.0, 0.5)]
 
 

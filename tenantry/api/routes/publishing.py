@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -45,7 +47,7 @@ from tenantry.messages.encoding import random_uuids
 from tenantry.metrics.refusals import Reason, Refusals, Refused
 from tenantry.projections.port import LoopDirectory
 from tenantry.tracing import TraceContext, Tracer
-from tenantry.turns.one_by_one import SMALL
+from tenantry.turns.one_by_one import SMALL, Turn
 
 PUBLISH_SECONDS: Final = 10.0
 LARGE: Final = 8192
@@ -53,6 +55,15 @@ LARGE: Final = 8192
 
 ON_LOOP: Final = 4096
 """Bytes up to which a body is read on the event loop: a millisecond at most, whatever is in it."""
+
+PORTION: Final = 25
+"""Messages of a list that are published at once beside others' small calls."""
+
+MOST_PORTIONS: Final = 20
+"""A list has so many portions at most: each is followed by a rest."""
+
+LEAST_SECONDS: Final = 0.1
+"""Seconds that a portion has in any case, where the ones before were confirmed in time."""
 
 _SECONDS_OF_A_CALL: Final = 0.01
 _SECONDS_OF_A_MESSAGE: Final = 0.0002
@@ -180,10 +191,10 @@ class Publisher:
             answer = await self.threads.await_in_turn(seconds_for(body), send)
             return None if answer is None else json_response(answer, 202)
 
-        def work() -> bytes | None:
+        def work(turn: Turn) -> bytes | None:
             with self._alone(body):
                 publications = _read(body)
-            return None if publications is None else self._publish_read(call, publications)
+            return None if publications is None else self._publish_read(call, publications, turn)
 
         sent = await self._run(body, work)
         return None if sent is None else json_response(sent, 202)
@@ -200,7 +211,7 @@ class Publisher:
         said = cloudevents.said_by(request, body) if key is not None else body
         asked = self.tracer.context_of(request.scope["headers"])
 
-        def work() -> bytes:
+        def work(turn: Turn) -> bytes:
             with self._alone(body):
                 events = cloudevents.events_of(request, body)
             wanted = [
@@ -215,17 +226,17 @@ class Publisher:
                 for one in events
             ]
             call = Call(tenant_id, who, said, key, asked)
-            return self._send(call, len(wanted), lambda: wanted)
+            return self._send(call, len(wanted), lambda: wanted, turn)
 
         return json_response(await self._run(body, work), 202)
 
-    async def _run(self, body: bytes, work: Callable[[], _Sent]) -> _Sent:
+    async def _run(self, body: bytes, work: Callable[[Turn], _Sent]) -> _Sent:
         """Run what publishes a body on a thread, in the tenant's turn."""
         return await self.threads.run_in_turn(seconds_for(body), work)
 
-    def _publish_read(self, call: Call, publications: Publications) -> bytes:
+    def _publish_read(self, call: Call, publications: Publications, turn: Turn) -> bytes:
         several = _several(publications)
-        return self._send(call, len(several), lambda: _wanted(call.body, several))
+        return self._send(call, len(several), lambda: _wanted(call.body, several), turn)
 
     async def _send_on_loop(self, on_loop: OnLoop, call: Call) -> bytes | None:
         """Read and publish few messages without a key; None if they can't be read."""
@@ -244,7 +255,9 @@ class Publisher:
             await on_loop.publishing.publish(sent, within=self.timeout)
         return _answer(messages)
 
-    def _send(self, call: Call, count: int, make: Callable[[], Sequence[Wanted]]) -> bytes:
+    def _send(
+        self, call: Call, count: int, make: Callable[[], Sequence[Wanted]], turn: Turn
+    ) -> bytes:
         """Publish `count` messages, made by `make` once the rate admits them; return the answer."""
         state = self.lookup.publishable(call.tenant_id, call.who)
         self._admit(state, count)
@@ -259,8 +272,22 @@ class Publisher:
                 self._limited(state),
             ):
                 sent = _carrying(span.context, messages)
-                self.publishing.publish(sent, timeout=self.timeout)
+                self._publish_in_turn(turn, sent)
         return _answer(messages)
+
+    def _publish_in_turn(self, turn: Turn, messages: Sequence[Outgoing]) -> None:
+        """Publish messages, in portions if others are to get through between them."""
+        most = len(messages)
+        if turn.in_portions and self.publishing.singly:
+            most = max(PORTION, math.ceil(most / MOST_PORTIONS))
+        left = self.timeout
+        for end in range(most, len(messages) + most, most):
+            began = time.monotonic()
+            self.publishing.publish(messages[end - most : end], timeout=left)
+            seconds = time.monotonic() - began
+            left = max(left - seconds, LEAST_SECONDS)
+            if end < len(messages):
+                turn.rest(seconds)
 
     def _alone(self, body: bytes) -> AbstractContextManager[object]:
         """Let one thread at a time work on a large body.

@@ -26,6 +26,8 @@ AT_ONCE_BYTES: Final = 16 * 1024 * 1024
 class IggyPublishing:
     """Publishes on a few connections. Callable from any thread."""
 
+    singly: Final = False
+
     def __init__(self, sessions: Sessions, dead_letters: IggyDeadLetters) -> None:
         """Messages to the dead-letter exchange are put among `dead_letters`."""
         self._sessions = sessions

@@ -64,6 +64,8 @@ _ERRORS: Final = PortErrors(
 class PostgresPublishing:
     """Publishes in one transaction per call: all messages are taken, or none."""
 
+    singly: Final = False
+
     def __init__(self, database: Database) -> None:
         self._database = database
         self._enqueue = queries("queues")["enqueue"]

@@ -183,6 +183,8 @@ class RabbitPublishing:
     same message ids, until the caller's timeout.
     """
 
+    singly: Final = True
+
     def __init__(self, url: str, fence: TermFence = UNFENCED, tls: Tls = SYSTEMS) -> None:
         self._loop = IoLoop()
         self._link = RecoveringConnection(
