@@ -17,6 +17,9 @@ _NEW_SHARE: Final = 0.05
 SMALL: Final = 0.02
 """Seconds that a small call is expected to take at most."""
 
+ALIKE: Final = 0.011
+"""Seconds that a small call is expected to take at most to be timed: those are all much alike."""
+
 FREE: Final = 3
 """As many small calls a client makes at once without turns."""
 
@@ -53,7 +56,7 @@ class Turn:
     place: Place | None = None
     began: float = 0.0
     small: bool = False
-    """Whether it is a client's only call, and small: how long those take is what counts."""
+    """Whether it is a client's only call, and a very small one: their times are compared."""
     over: asyncio.TimerHandle | None = None
     worked_since: float = 0.0
     """When its latest rest ended, or it began."""
@@ -122,7 +125,7 @@ class OneByOne:
             if mine.count > 1:
                 return Turn(client, self._pacing)
             self._neighbours.note(client, now)
-            return Turn(client, self._pacing, began=now, small=True)
+            return Turn(client, self._pacing, began=now, small=seconds <= ALIKE)
         if not self._neighbours.beside(client, now):
             return Turn(client, self._pacing)
         at_once = self._places.has_one_for(client)

@@ -52,6 +52,9 @@ AFTERMATH: Final = 0.25
 LEARN_EVERY: Final = 10.0
 """Seconds after which a turn is followed by a time to learn in, if there has been none."""
 
+ENOUGH_TIME: Final = 0.5
+"""With as large a part turns hardly pay for something outdated: there is no time to learn in."""
+
 
 class Pacing:
     """Finds the part of the time that turns may have.
@@ -117,7 +120,8 @@ class Pacing:
         with self._lock:
             self._running -= 1
             self._disturbed_until = now + AFTERMATH
-            if now < self._learn_by:
+            learnt = self._limit < inf and self.part >= ENOUGH_TIME
+            if learnt or now < self._learn_by:
                 return min(LONGEST_REST, seconds * (1 / self.part - 1))
             self._learn_by = now + LEARN_EVERY
             return BEFORE + 2 * AFTERMATH

@@ -213,3 +213,5 @@ def test_a_time_to_learn_comes_once_in_a_while_and_not_where_enough_is_learnt_wi
             calls.small(0.1)
         assert calls.turn(0.1) == 0.0
         calls.now += 1.0
+    for _ in range(1000):
+        assert calls.turn(0.1) == 0.0, "nothing has to be learnt while turns slow nothing down"
