@@ -152,6 +152,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
 
     def _read(self, session: QueueSession, descriptor: int) -> None:
         self._reader_wakeup, self._stragglers = ReaderWakeup(), Stragglers()
+        self._woken = []
         renew_at = time.monotonic() + LEASE / 3
         look_at = ask_at = 0.0
         while True:
@@ -182,7 +183,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
                 now = time.monotonic()
                 until = min(renew_at, look_at, ask_at if self._stragglers else look_at)
                 pause = max(0.0, min(until - now, self._reader_wakeup.pause(now)))
-            if pause > 0 and not self._jobs and not more:
+            if pause > 0 and not self._jobs and not more and not session.has_been_told:
                 self._wakeup.wait(descriptor, pause)
         held = [one for subscription in self._subscriptions for one in subscription.held]
         session.end(held)
@@ -260,11 +261,10 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
 
     def _look(self, session: QueueSession, told: Iterable[int], now: float) -> None:
         """Find the queues to fetch from: those with notifications, and those in use lately."""
-        self._woken += self._reader_wakeup.stay_awake(
-            (one for one in told if one in self._by_id), now
-        )
+        told = self._by_id.keys() & told
+        self._woken += self._reader_wakeup.told(told, now)
         quiet = self._reader_wakeup.quiet(now)
-        wanted = set(self._reader_wakeup.awake()).difference(quiet)
+        wanted = set(self._reader_wakeup.awake()).difference(quiet) | told
         if quiet:
             # They are fetched from at once, as is all that wakes the reader.
             self._reader_wakeup.fall_asleep(quiet, session.ask_for_notify(quiet), now)
@@ -303,7 +303,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         if taken:
             self._find_promising(session, now)
             # About to sleep: earlier publishers may not have seen a reader to notify.
-            self._reader_wakeup.stay_awake(taken, now - QUIET)
+            self._reader_wakeup.watch(taken, now - QUIET)
         return more
 
     def _renew(self, session: QueueSession) -> None:
@@ -385,6 +385,11 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             whole=whole,
             oldest_other=self._stragglers.oldest_other,
         )
+        now = time.monotonic()
+        brought = {reading.id: len(rows) for reading, rows in parts}
+        asked = [one.id for _, hungry in due for one in hungry]
+        self._woken += self._reader_wakeup.fetched(asked, brought, now)
+        self._busy.update(dict.fromkeys(brought, now + BUSY_FOR))
         found: dict[PostgresSubscription, list[Part]] = {}
         for part in parts:
             found.setdefault(self._whose[part[0].id], []).append(part)
@@ -392,8 +397,3 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
             mine = found.get(subscription, [])
             subscription.found_room(found=bool(mine) or not whole)
             subscription.deliver(mine)
-        if parts:
-            now = time.monotonic()
-            brought = [one.id for one, _ in parts]
-            self._busy.update(dict.fromkeys(brought, now + BUSY_FOR))
-            self._woken += self._reader_wakeup.stay_awake(brought, now)

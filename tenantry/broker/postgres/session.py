@@ -88,6 +88,14 @@ class QueueSession:
         oldest, newest, still = (0, 0, ()) if row is None else row
         return OpenTransactions(oldest=oldest, newest=newest, open=frozenset(still))
 
+    @property
+    def has_been_told(self) -> bool:
+        """Whether notifications came with answers since the last call of `told`.
+
+        Those have been read from the socket, which is not readable for them any more.
+        """
+        return bool(self._told.queues) or self._told.gone
+
     def told(self) -> Told:
         """Return the notifications since the last call, without waiting."""
         pgconn = self._connection.pgconn

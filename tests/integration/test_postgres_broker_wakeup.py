@@ -1,0 +1,147 @@
+"""The embedded broker's reader sleeps until it is told of a message, and wakes up only for many."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from math import inf
+from typing import Any
+
+import psycopg
+import pytest
+
+from tenantry.broker.port import TenantTopology
+from tenantry.broker.postgres import consuming, reader_wakeup
+from tenantry.broker.postgres.reading import QueueReading
+from tenantry.broker.postgres.session import QueueSession
+from tenantry.broker.postgres.subscription import Row
+from tenantry.database.pool import Database
+from tenantry.domain import names
+from tests import brokers
+from tests.brokers import ENQUEUE, Broker, RecordingSink, bodies
+from tests.waiting import eventually
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def no_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader looks nowhere by itself for an hour."""
+    monkeypatch.setattr(consuming, "LEASE", 3 * HOUR)
+    monkeypatch.setattr(consuming, "LOOK_EVERY", HOUR)
+
+
+@pytest.fixture
+def never_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No message comes soon after another."""
+    monkeypatch.setattr(reader_wakeup, "QUIET", 0.0)
+
+
+@pytest.fixture
+def broker(database: Database) -> Iterator[Broker]:
+    with brokers.postgres(database) as running:
+        yield running
+
+
+def subscribed(broker: Broker, tenant: TenantTopology) -> RecordingSink:
+    sink = RecordingSink()
+    broker.consuming.subscribe(tenant.queues(), prefetch=1000, sink=sink)
+    return sink
+
+
+def put(connection: psycopg.Connection[Any], tenant: TenantTopology, body: bytes) -> None:
+    exchange = names.exchange_name(tenant.tenant_id)
+    connection.execute(ENQUEUE, [exchange, uuid.uuid4().hex, body])
+    connection.commit()
+
+
+def sleeps(broker: Broker) -> None:
+    """Wait until the reader polls no queue, nor dozes for one."""
+    reader = broker.consuming
+    assert isinstance(reader, consuming.PostgresConsuming)
+    eventually(lambda: reader._reader_wakeup.pause(0.0) == inf, what="a reader that sleeps")
+
+
+def marked_at(connection: psycopg.Connection[Any], tenant: TenantTopology) -> list[str]:
+    """Give the transactions that wrote the tenant's queues last."""
+    found = connection.execute(
+        "SELECT xmin::text FROM tenantry.queues WHERE tenant_id = %s ORDER BY id",
+        [tenant.tenant_id],
+    ).fetchall()
+    connection.commit()
+    return [one for (one,) in found]
+
+
+@pytest.mark.usefixtures("no_rounds", "never_many")
+def test_messages_now_and_then_are_told_of_and_no_mark_is_written_for_them(
+    broker: Broker, database_url: str
+) -> None:
+    tenant = broker.tenant()
+    sink = subscribed(broker, tenant)
+    with psycopg.connect(database_url) as connection:
+        sink.heard("consuming")
+        sleeps(broker)
+        before = marked_at(connection, tenant)
+        for count in range(1, 6):
+            put(connection, tenant, b"%d" % count)
+            sink.received(count)
+        assert marked_at(connection, tenant) == before
+    assert broker.consuming.connected
+
+
+@pytest.mark.usefixtures("no_rounds")
+def test_many_messages_wake_the_reader_up_and_it_falls_asleep_again(
+    broker: Broker, database_url: str
+) -> None:
+    tenant = broker.tenant()
+    sink = subscribed(broker, tenant)
+    with psycopg.connect(database_url) as connection:
+        sink.heard("consuming")
+        sleeps(broker)
+        before = marked_at(connection, tenant)
+        exchange = names.exchange_name(tenant.tenant_id)
+        for number in range(5):
+            connection.execute(ENQUEUE, [exchange, str(number), b"%d" % number])
+        connection.commit()
+        sink.received(5)
+        sleeps(broker)
+        assert marked_at(connection, tenant) != before
+        put(connection, tenant, b"5")
+        sink.received(6)
+
+
+@pytest.mark.usefixtures("no_rounds", "never_many")
+def test_a_notification_that_comes_with_the_answer_to_a_statement_is_heeded_at_once(
+    broker: Broker, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = broker.tenant(), broker.tenant()
+    sinks = [subscribed(broker, tenant) for tenant in (first, second)]
+    fetch = QueueSession.fetch
+
+    noticed = threading.Event()
+    with psycopg.connect(database_url) as connection:
+        for sink in sinks:
+            sink.heard("consuming")
+        sleeps(broker)
+
+        def during_another(
+            session: QueueSession, readings: Sequence[QueueReading], *arguments: Any, **options: Any
+        ) -> list[tuple[QueueReading, list[Row]]]:
+            found = fetch(session, readings, *arguments, **options)
+            if found and not sinks[1].got:
+                put(connection, second, b"meanwhile")
+                monkeypatch.setattr(QueueSession, "fetch", fetch)
+                eventually(
+                    lambda: bool(session.open_transactions()) and session.has_been_told,
+                    what="an answer brings the notification",
+                )
+                noticed.set()
+            return found
+
+        monkeypatch.setattr(QueueSession, "fetch", during_another)
+        put(connection, first, b"now")
+        assert bodies(sinks[0].received(1)) == [b"now"]
+        assert bodies(sinks[1].received(1)) == [b"meanwhile"]
+    assert noticed.is_set()
+    assert [word for sink in sinks for word, _ in sink.log if word == "lost"] == []
