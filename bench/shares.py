@@ -314,7 +314,7 @@ def main() -> None:
     )
     parser.add_argument("--quiet", type=int, default=50, help="tenants beside it")
     parser.add_argument("--rate", type=float, default=2.0, help="messages/s of each of those")
-    parser.add_argument("--seconds", type=float, default=10.0, help="without the flood")
+    parser.add_argument("--seconds", type=float, default=30.0, help="without the flood")
     parser.add_argument(
         "--calls", type=int, default=100, help="lists that are under way at once, over HTTP"
     )

@@ -28,11 +28,9 @@ makes all calls of a second slow."""
 LONGER: Final = 2.0
 """So many times as long as a slow one of those a call may take before it counts as late."""
 
-MANY: Final = 0.05
-"""The part of small calls that may be late at least."""
-
-MORE: Final = 1.5
-"""So many times as many may be late as were without turns: some take their time unevenly."""
+MANY: Final = 0.02
+"""The part of small calls that may be late because of turns, at least. If more are without turns,
+as their times vary, as many again may be."""
 
 STEP: Final = 0.2
 """By how much the logarithm of the turns' part changes with a call that is late."""
@@ -135,5 +133,5 @@ class Pacing:
             known = sorted(self._usual)
             if len(known) >= ENOUGH:
                 self._limit = known[int(len(known) * SLOW)] * LONGER
-                late = len(known) - bisect_right(known, self._limit)
-                self._many = max(MANY, MORE * late / len(known))
+                late = 1 - bisect_right(known, self._limit) / len(known)
+                self._many = late + max(late, MANY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from math import ceil, log
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from tenantry.turns.pacing import (
     LEAST,
     LONGEST_REST,
     MANY,
+    STEP,
     Pacing,
 )
 from tests.depth import examples
@@ -87,7 +89,7 @@ def test_where_small_calls_are_all_late_turns_have_the_least_part_and_later_all_
         calls.small(slow)
     assert calls.pacing.part == LEAST
     assert calls.pacing.rest(0.01) == pytest.approx(0.01 * (1 / LEAST - 1))
-    for _ in range(400):
+    for _ in range(ceil(log(1 / LEAST) / (STEP * MANY)) + 1):
         calls.small(fast)
     assert calls.pacing.part == 1.0
     assert calls.pacing.rest(0.01) == 0.0
@@ -182,7 +184,7 @@ def test_calls_near_a_turn_do_not_tell_what_is_usual() -> None:
     calls.pacing.began(calls.now)
     while calls.pacing.part < 1.0:
         calls.small(0.01)
-    calls.small(0.021)
+    calls.small(0.021, "another")
     assert calls.pacing.part < 1.0, "a call counts as late as if there had been none of them"
 
 
