@@ -15,7 +15,6 @@ from datetime import datetime
 from decimal import Decimal
 from struct import Struct
 from typing import ClassVar, Final
-from uuid import UUID
 
 import orjson
 import psycopg
@@ -32,6 +31,8 @@ _INT8: Final = Struct(">iq").pack
 _NULL: Final = b"\xff\xff\xff\xff"
 _JSONB_VERSION: Final = b"\x01"
 _UUID_BYTES: Final = 16
+_VARIANT: Final = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
+"""The first digit of a UUID's fourth group, whose highest bits are 10, by a random one."""
 
 _POSTGRES_EPOCH_US: Final = 946_684_800_000_000
 """2000-01-01 in microseconds since 1970: the origin of PostgreSQL's timestamps."""
@@ -183,11 +184,15 @@ def random_uuids(count: int) -> list[str]:
     `uuid.uuid4` asks the system each time, and releases the interpreter's lock for it: among busy
     threads every call waits for the lock again. Here many UUIDs cost one call.
     """
-    noise = os.urandom(_UUID_BYTES * count)
-    return [
-        str(UUID(bytes=noise[start : start + _UUID_BYTES], version=4))
-        for start in range(0, len(noise), _UUID_BYTES)
-    ]
+    noise = os.urandom(_UUID_BYTES * count).hex()
+    digits = 2 * _UUID_BYTES
+    return [_uuid(noise[start : start + digits]) for start in range(0, len(noise), digits)]
+
+
+def _uuid(noise: str) -> str:
+    """Write hexadecimal noise as a UUID of version 4 (RFC 9562), a fifth of what `UUID` takes."""
+    last = f"{_VARIANT[noise[16]]}{noise[17:20]}-{noise[20:]}"
+    return f"{noise[:8]}-{noise[8:12]}-4{noise[13:16]}-{last}"
 
 
 def _text(value: str) -> bytes:
