@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import pika
+import psycopg
 from apache_iggy import Consumer, PollingStrategy
 
 from tenantry.broker import topology as layout
@@ -344,6 +345,22 @@ def running(
         service.stop()
         thread.join(DEADLINE)
         assert not thread.is_alive()
+
+
+def subscribed(broker: Broker, tenant: TenantTopology, prefetch: int = 1000) -> RecordingSink:
+    """Subscribe to a tenant's queues; give what remembers its deliveries."""
+    sink = RecordingSink()
+    broker.consuming.subscribe(tenant.queues(), prefetch=prefetch, sink=sink)
+    return sink
+
+
+def put(
+    connection: psycopg.Connection[tuple[object, ...]], tenant: TenantTopology, *each: bytes
+) -> None:
+    """Put messages into a tenant's default queue of the embedded broker, each under an id."""
+    for body in each:
+        exchange = names.exchange_name(tenant.tenant_id)
+        connection.execute(ENQUEUE, [exchange, uuid.uuid4().hex, body])
 
 
 def bodies(deliveries: Sequence[Delivery]) -> list[bytes]:

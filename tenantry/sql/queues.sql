@@ -94,8 +94,8 @@ FROM lying WHERE lying.queue IS NOT NULL;
 -- so many bytes of bodies, ids and headers of all: no answer is larger, but for one message; where
 -- they are to fit as a whole, not even that. Headers are not read here, but passed on as text. What
 -- can still turn up between what is given here is of transactions with lower numbers than this
--- one, which got its own after its snapshot (see youngest_transaction). Removing dead rows from a page
--- is logged, and then the commit of such a number would wait for the disk, and the reader for it.
+-- one, which got its own after its snapshot (see youngest_transaction). Removing dead rows from a
+-- page is logged: with such a number the commit would wait for the disk then, and the reader for it.
 SELECT n, seq, published_at_ms, id, content_type, headers, body, size,
        (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint),
        (SELECT pg_current_xact_id()::text::bigint)

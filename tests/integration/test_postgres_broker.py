@@ -49,10 +49,7 @@ def broker(database: Database) -> Iterator[Broker]:
         yield running
 
 
-def subscribed(broker: Broker, tenant: TenantTopology) -> RecordingSink:
-    sink = RecordingSink()
-    broker.consuming.subscribe(tenant.queues(), prefetch=100, sink=sink)
-    return sink
+subscribed = partial(brokers.subscribed, prefetch=100)
 
 
 def put(connection: psycopg.Connection, tenant: TenantTopology, body: bytes) -> None:

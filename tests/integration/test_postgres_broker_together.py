@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,9 +17,8 @@ from tenantry.broker.postgres.session import QueueSession
 from tenantry.broker.postgres.subscription import Row
 from tenantry.broker.topology import owner
 from tenantry.database.pool import Database
-from tenantry.domain import names
 from tests import brokers
-from tests.brokers import ENQUEUE, Broker, RecordingSink, bodies
+from tests.brokers import Broker, RecordingSink, bodies, put, subscribed
 from tests.waiting import DEADLINE
 
 
@@ -48,12 +46,6 @@ def fetches(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     return noted
 
 
-def subscribed(broker: Broker, tenant: TenantTopology, prefetch: int = 1000) -> RecordingSink:
-    sink = RecordingSink()
-    broker.consuming.subscribe(tenant.queues(), prefetch=prefetch, sink=sink)
-    return sink
-
-
 @contextmanager
 def reader_at_a_halt(broker: Broker, database_url: str) -> Iterator[TenantTopology]:
     """Keep the reader in the sink of the tenant given, so that it begins on what follows at once.
@@ -76,12 +68,6 @@ def reader_at_a_halt(broker: Broker, database_url: str) -> Iterator[TenantTopolo
         yield tenant
     finally:
         leave.set()
-
-
-def put(connection: psycopg.Connection, tenant: TenantTopology, *each: bytes) -> None:
-    for body in each:
-        exchange = names.exchange_name(tenant.tenant_id)
-        connection.execute(ENQUEUE, [exchange, uuid.uuid4().hex, body])
 
 
 def test_one_fetch_brings_the_few_messages_of_many_tenants_each_to_its_own(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from math import inf
 from typing import Any
@@ -17,9 +16,8 @@ from tenantry.broker.postgres.reading import QueueReading
 from tenantry.broker.postgres.session import QueueSession
 from tenantry.broker.postgres.subscription import Row
 from tenantry.database.pool import Database
-from tenantry.domain import names
 from tests import brokers
-from tests.brokers import ENQUEUE, Broker, RecordingSink, bodies
+from tests.brokers import Broker, RecordingSink, bodies, subscribed
 from tests.waiting import eventually
 
 HOUR = 3600.0
@@ -44,15 +42,8 @@ def broker(database: Database) -> Iterator[Broker]:
         yield running
 
 
-def subscribed(broker: Broker, tenant: TenantTopology) -> RecordingSink:
-    sink = RecordingSink()
-    broker.consuming.subscribe(tenant.queues(), prefetch=1000, sink=sink)
-    return sink
-
-
-def put(connection: psycopg.Connection[Any], tenant: TenantTopology, body: bytes) -> None:
-    exchange = names.exchange_name(tenant.tenant_id)
-    connection.execute(ENQUEUE, [exchange, uuid.uuid4().hex, body])
+def put(connection: psycopg.Connection[Any], tenant: TenantTopology, *each: bytes) -> None:
+    brokers.put(connection, tenant, *each)
     connection.commit()
 
 
@@ -105,10 +96,7 @@ def test_many_messages_wake_the_reader_up_and_it_falls_asleep_again(
         put(connection, tenant, b"1")
         sleeps(broker, sink)
         before = marked_at(connection, tenant)
-        exchange = names.exchange_name(tenant.tenant_id)
-        for number in range(5):
-            connection.execute(ENQUEUE, [exchange, str(number), b"%d" % number])
-        connection.commit()
+        put(connection, tenant, *(b"%d" % number for number in range(2, 7)))
         sink.received(6)
         sleeps(broker)
         assert marked_at(connection, tenant) != before

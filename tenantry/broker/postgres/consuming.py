@@ -373,12 +373,14 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
     ) -> None:
         """Fetch for some subscriptions at once: `most` messages of each queue, `room` bytes."""
         whole = self._budget.crowded
+        asked: list[QueueReading] = []
         in_hand: list[int] = []
         for subscription, hungry in due:
             subscription.fetched_at = time.monotonic()
+            asked += hungry
             in_hand += subscription.in_hand(hungry)
         parts = session.fetch(
-            [one for _, hungry in due for one in hungry],
+            asked,
             in_hand,
             room,
             most=most,
@@ -387,8 +389,7 @@ class PostgresConsuming(PolledConsuming[PostgresSubscription]):
         )
         now = time.monotonic()
         brought = {reading.id: len(rows) for reading, rows in parts}
-        asked = [one.id for _, hungry in due for one in hungry]
-        self._woken += self._reader_wakeup.fetched(asked, brought, now)
+        self._woken += self._reader_wakeup.fetched([one.id for one in asked], brought, now)
         self._busy.update(dict.fromkeys(brought, now + BUSY_FOR))
         found: dict[PostgresSubscription, list[Part]] = {}
         for part in parts:
