@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-import psycopg
-
 from bench.load import body, wait_until
 from bench.services import Services
 from bench.subject import Subject
@@ -100,12 +98,3 @@ class Backlogs:
         wait_until(lambda: daemon.stored() - stored >= count, timeout=600, every=0.1)
         rate = count / (time.perf_counter() - began)
         return rate, processor.each(before, count / 1e6)
-
-    def stored(self, tenants: Iterable[str]) -> dict[str, int]:
-        """Count the committed messages, by tenant."""
-        with psycopg.connect(self._services.db) as connection:
-            rows = connection.execute(
-                "SELECT tenant_id, stored FROM tenantry.tenant_counters WHERE tenant_id = ANY(%s)",
-                [list(tenants)],
-            ).fetchall()
-        return dict(rows)

@@ -129,20 +129,17 @@ class Shares:
 
     def _compete(self, daemon: Subject, weights: Mapping[str, int], count: int) -> None:
         backlogs = self._backlogs
-        began = backlogs.stored(weights)
+        began = daemon.stored_of(weights)
+        gone = lambda: _gone(daemon, began)  # noqa: E731
         backlogs.resume(daemon, weights)
         # Both store by then, and both still have messages when the first has stored 90 %.
-        wait_until(lambda: min(self._gone(began).values()) > count // 50, timeout=60)
-        first, at = self._gone(began), time.perf_counter()
-        wait_until(lambda: max(self._gone(began).values()) > count * 9 // 10, timeout=600)
-        last, seconds = self._gone(began), time.perf_counter() - at
+        wait_until(lambda: min(gone().values()) > count // 50, timeout=60)
+        first, at = gone(), time.perf_counter()
+        wait_until(lambda: max(gone().values()) > count * 9 // 10, timeout=600)
+        last, seconds = gone(), time.perf_counter() - at
         self._figures.rows = {one: last[one] - first[one] for one in weights}
         self._figures.rows_rate = sum(self._figures.rows.values()) / seconds
-        wait_until(lambda: min(self._gone(began).values()) >= count, timeout=600)
-
-    def _gone(self, began: dict[str, int]) -> dict[str, int]:
-        now = self._backlogs.stored(began)
-        return {one: now[one] - began[one] for one in began}
+        wait_until(lambda: min(gone().values()) >= count, timeout=600)
 
     # What turns cost.
 
@@ -162,7 +159,7 @@ class Shares:
         backlogs = self._backlogs
         backlogs.create(daemon, [FLOOD, *quiet])
         backlogs.pile_up(daemon, {FLOOD: options.flood})
-        flooded = lambda: backlogs.stored([FLOOD])[FLOOD]  # noqa: E731
+        flooded = lambda: daemon.stored_of([FLOOD])[FLOOD]  # noqa: E731
         with self._publishing(quiet):
             time.sleep(3)  # workers have started, caches are filled
             since = time.time()
@@ -172,7 +169,7 @@ class Shares:
             backlogs.resume(daemon, [FLOOD])
             wait_until(lambda: flooded() > stored, timeout=60)
             began = time.time()
-            wait_until(lambda: flooded() - stored >= options.flood * 0.95, timeout=600)
+            wait_until(lambda: flooded() - stored >= options.flood * 0.95, timeout=600, every=0.1)
             ended = time.time()
         figures.flood_rate[way] = options.flood * 0.95 / (ended - began)
         figures.unloaded = sorted(figures.unloaded + self._latencies(quiet, since, until))
@@ -344,6 +341,11 @@ def main() -> None:
         return
     for kind, one in found.items():
         show(kind, one, wanted.weights)
+
+
+def _gone(daemon: Subject, began: Mapping[str, int]) -> dict[str, int]:
+    now = daemon.stored_of(began)
+    return {one: now[one] - began[one] for one in began}
 
 
 def draw(path: Path, kind: str, one: Figures) -> None:
