@@ -232,8 +232,9 @@ class Batch:
     The rest of a batch that a worker could not finish is a batch of its own, with the first one as
     `whole`. Deliveries that were held are a batch too, with their earlier tries as `tried`. A batch
     with a `ticket` is of partitions in order (`actors/lanes.py`), and not of consecutive
-    deliveries. With `more` the tenant has a backlog. Not frozen: the consumer, the only writer,
-    counts in `attempt` the workers that the batch is given to.
+    deliveries. With `more` the tenant has a backlog, and with `beside` quiet tenants as well. Not
+    frozen: the consumer, the only writer, counts in `attempt` the workers that the batch is given
+    to.
     """
 
     generation: int
@@ -243,6 +244,7 @@ class Batch:
     attempt: int = 1
     ticket: int | None = None
     more: bool = False
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

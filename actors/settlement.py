@@ -136,6 +136,7 @@ class Settlement:
                 deliveries=left[at : at + size],
                 whole=whole,
                 more=batch.more,
+                beside=batch.beside,
             )
             for at in range(0, len(left), size or 1)
         ]

@@ -77,6 +77,7 @@ class Worker(SupervisedActor):
                         _again(batch),
                         in_order=batch.ticket is not None,
                         more=batch.more,
+                        beside=batch.beside,
                     )
                 self.beat()
                 self._observe(batch, result, self._ports.clock.now() - began, span)

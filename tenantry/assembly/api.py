@@ -137,6 +137,7 @@ def open_leader_api(
         refused=totals.totals,
         lost_spans=lambda: _lost_spans(daemon=tracer.lost(), front=listeners.lost_spans()),
         waiting=lambda: 0 if backends.turns is None else backends.turns.waiting,
+        backlog_part=lambda: 1.0 if backends.turns is None else backends.turns.rests.part,
         keys_age=_keys_age(listeners),
         data_directory=None if settings.database.url.get_secret_value() else settings.postgres_dir,
     )

@@ -91,16 +91,18 @@ class HandlingStore(PostgresMessageStore):
         *,
         in_order: bool = False,
         more: bool = False,
+        beside: bool = False,
     ) -> StoreResult:
         """See `MessageStore.store`. Messages that would take long are left."""
         handlers = self._handlers
         mine = [index for index, one in enumerate(batch) if one.topic in handlers]
         if not mine:
-            return super().store(tenant_id, batch, again, more=more)
+            return super().store(tenant_id, batch, again, more=more, beside=beside)
         result = BatchResult()
         if len(mine) < len(batch):
             others = [index for index, one in enumerate(batch) if one.topic not in handlers]
-            part = super().store(tenant_id, [batch[index] for index in others])
+            plain = [batch[index] for index in others]
+            part = super().store(tenant_id, plain, more=more, beside=beside)
             result.add(part, others)
         with self._pool.place(tenant_id, PLACE_SECONDS) as taken:
             if not taken:

@@ -228,6 +228,7 @@ class MessageStore(Protocol):
         *,
         in_order: bool = False,
         more: bool = False,
+        beside: bool = False,
     ) -> StoreResult:
         """Store a batch, committed when this returns; in one transaction, if nothing is refused.
 
@@ -236,8 +237,9 @@ class MessageStore(Protocol):
         delivered before: each with `Held.tried`, or None if that is not known. With `in_order`,
         messages of one topic and partition are stored in the order of the batch: all behind a held
         or left one are left, too. With `more`, another batch of the tenant will soon follow, which
-        matters to those that wait for their turn. Raises `StoreUnavailableError` (outcome unknown:
-        store again), `PartitionMissingError`.
+        matters to those that wait for their turn; if there are quiet tenants `beside` it, it may
+        have to rest before. Raises `StoreUnavailableError` (outcome unknown: store again),
+        `PartitionMissingError`.
         """
 
     def page(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, LiteralString
@@ -179,6 +180,7 @@ class PostgresMessageStore:
         *,
         in_order: bool = False,  # noqa: ARG002 - positions are given out in the batch's order
         more: bool = False,
+        beside: bool = False,
     ) -> StoreResult:
         """Store a batch; unstorable messages are set aside and named in the result.
 
@@ -186,14 +188,19 @@ class PostgresMessageStore:
         positions in the batch's order. If its turn does not come in time, the whole batch is left.
         """
         turns, turn, bodies = self._turns, None, 0
+        timed: AbstractContextManager[None] = nullcontext()
         if turns is not None:
             bodies = sum([len(one.body) for one in batch])
+            timed = turns.rests.storing(tenant_id, len(batch), bodies, more=more)
+            if beside:
+                turns.rests.rest(tenant_id)
             if (turn := turns.take(tenant_id, len(batch), bodies, more=more)) is None:
                 return StoreResult(stored=0, duplicates=0, left=tuple(range(len(batch))))
         size = 0
         try:
             with (
                 store_errors(tenant_id, waited_for=UNFIT),
+                timed,
                 self._database.connection() as connection,
             ):
                 sifted = sift(connection, batch, self._max_bytes)

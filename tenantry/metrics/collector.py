@@ -147,6 +147,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "tenantry_batches_waiting": Family(
         "gauge", "Batches that wait for their tenant's turn to be stored"
     ),
+    "tenantry_backlog_part": Family(
+        "gauge", "The part of the time in which a backlog is worked off beside quiet tenants"
+    ),
     "tenantry_store_seconds": Family("histogram", "Time a batch took to commit"),
     "tenantry_journal_append_seconds": Family("histogram", "Time an append to the journal took"),
     "tenantry_store_retries": Family(
@@ -234,6 +237,7 @@ class SystemCollector(Collector):
         removed: Callable[[], Mapping[tuple[str, str], int]] = dict,
         refused: Callable[[], Mapping[tuple[str, str], int]] = dict,
         waiting: Callable[[], int] = int,
+        backlog_part: Callable[[], float] = lambda: 1.0,
         lost_spans: Callable[[], Mapping[tuple[str, str], int]] = dict,
         keys_age: Callable[[], float | None] = lambda: None,
         data_directory: Path | None = None,
@@ -252,6 +256,7 @@ class SystemCollector(Collector):
         self._removed = removed
         self._refused = refused
         self._waiting = waiting
+        self._backlog_part = backlog_part
         self._lost_spans = lost_spans
         self._keys_age = keys_age
         self._data_directory = data_directory
@@ -297,6 +302,7 @@ class SystemCollector(Collector):
         yield family("tenantry_handler_threads_abandoned", {(): self._abandoned_handlers()})
         yield histogram("tenantry_batch_messages", {(): recorder.batch_sizes.read()})
         yield family("tenantry_batches_waiting", {(): self._waiting()})
+        yield family("tenantry_backlog_part", {(): self._backlog_part()})
         yield histogram("tenantry_store_seconds", {(): recorder.store_seconds.read()})
         yield histogram("tenantry_journal_append_seconds", {(): recorder.append_seconds.read()})
         yield family("tenantry_store_retries", {(): recorder.delays})

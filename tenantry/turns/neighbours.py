@@ -60,6 +60,8 @@ class Portions:
         self._owed = 0
         """How many deliveries of the latest batch the broker has not replaced."""
         self._backlog_at = -inf
+        self.beside_others = False
+        """Whether, when it was last asked what is allowed, quiet tenants were to be considered."""
 
     def allowed(
         self, waiting: int, *, batch_size: int, portion: int, busy: bool, now: float
@@ -69,7 +71,9 @@ class Portions:
         If 0, more may go in `seconds_left`. `busy` tells whether a batch of the tenant is being
         stored.
         """
-        if waiting <= portion or not self._neighbours.beside(self._tenant, now):
+        beside = portion < batch_size and self._neighbours.beside(self._tenant, now)
+        self.beside_others = beside and self.has_backlog(now)
+        if waiting <= portion or not beside:
             return batch_size
         if self.seconds_left(now) <= 0 or not (busy or self._owed > 0):
             return min(portion, batch_size)

@@ -8,7 +8,7 @@ database and on what the small calls cost, so it is not guessed: it is seen by h
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from math import exp, inf
 from typing import Final
@@ -50,6 +50,10 @@ AFTERMATH: Final = 0.25
 LEARN_EVERY: Final = 10.0
 """Seconds after which a turn is followed by a time to learn in, if there has been none."""
 
+LEARN_SELDOM: Final = 320.0
+"""The same while nothing is learnt in such times either: each time it is twice as long, up to this
+many seconds."""
+
 ENOUGH_TIME: Final = 0.5
 """With as large a part turns hardly pay for something outdated: there is no time to learn in."""
 
@@ -66,23 +70,40 @@ class Pacing:
     in time: that has a reason of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        least: float = LEAST,
+        longer: float = LONGER,
+        before: float = BEFORE,
+        enough: int = ENOUGH,
+    ) -> None:
+        """See `LEAST`, `LONGER`, `BEFORE`; there are times to learn in until `enough` is known."""
         self._lock = threading.Lock()
+        self._least, self._longer, self._before, self._enough = least, longer, before, enough
         self.part = 1.0
-        """The part of the time that turns have, from `LEAST` to 1."""
-        self._usual: deque[float] = deque(maxlen=REMEMBERED)
+        """The part of the time that turns have, from the least to 1."""
+        self._usual: deque[float] = deque()
+        self._sorted: list[float] = []
         self._latest: deque[tuple[float, float]] = deque()
         """When calls began that no turn has been near so far, and the seconds that they took."""
         self._limit = inf
         """Seconds beyond which a call is late; infinite while it is not known what is usual."""
         self._many = MANY
         """The part of small calls that may be late."""
+        self._learn_every = LEARN_EVERY
         self._learn_by = -inf
         """When it is time to learn what is usual, if nothing has been learnt before."""
         self._late_client = ""
         self._in_time = Neighbours()
         self._running = 0
         self._disturbed_until = -inf
+
+    def have_at_least(self, least: float) -> None:
+        """Set the least part of the time that turns have."""
+        with self._lock:
+            self._least = least
+            self.part = max(self.part, least)
 
     def began(self, now: float) -> None:
         """Note that a turn has begun, which is to be `ended`."""
@@ -106,7 +127,7 @@ class Pacing:
                 self._change(self._many - 1)
 
     def _change(self, step: float) -> None:
-        self.part = min(1.0, max(LEAST, self.part * exp(STEP * step)))
+        self.part = min(1.0, max(self._least, self.part * exp(STEP * step)))
 
     def rest(self, seconds: float) -> float:
         """Give the seconds to rest after a portion of a turn that has taken so long."""
@@ -116,22 +137,45 @@ class Pacing:
     def ended(self, seconds: float, now: float) -> float:
         """Note that a turn has ended, `seconds` after a rest; give the seconds to rest."""
         with self._lock:
-            self._running -= 1
-            self._disturbed_until = now + AFTERMATH
-            learnt = self._limit < inf and self.part >= ENOUGH_TIME
-            if learnt or now < self._learn_by:
-                return min(LONGEST_REST, seconds * (1 / self.part - 1))
-            self._learn_by = now + LEARN_EVERY
-            return BEFORE + 2 * AFTERMATH
+            self._over(now)
+            return self._time_to_learn(now) or min(LONGEST_REST, seconds * (1 / self.part - 1))
+
+    def over(self, now: float) -> None:
+        """Note that a turn has ended, and be asked for no rest."""
+        with self._lock:
+            self._over(now)
+
+    def _over(self, now: float) -> None:
+        self._running -= 1
+        self._disturbed_until = now + AFTERMATH
+
+    def time_to_learn(self, now: float) -> float:
+        """Give the seconds without turns in which to learn what is usual, if it is time; or 0."""
+        with self._lock:
+            return self._time_to_learn(now)
+
+    def _time_to_learn(self, now: float) -> float:
+        learnt = len(self._sorted) >= self._enough and self.part >= ENOUGH_TIME
+        if learnt or now < self._learn_by:
+            return 0.0
+        self._learn_by = now + self._learn_every
+        self._learn_every = min(LEARN_SELDOM, 2 * self._learn_every)
+        return self._before + 2 * AFTERMATH
 
     def _learn(self, now: float) -> None:
-        before = len(self._latest)
-        while self._latest and self._latest[0][0] < now - BEFORE:
-            self._usual.append(self._latest.popleft()[1])
-        if len(self._latest) < before:
+        known, learnt = self._sorted, False
+        while self._latest and self._latest[0][0] < now - self._before:
+            _, seconds = self._latest.popleft()
+            self._usual.append(seconds)
+            insort(known, seconds)
+            if len(known) > REMEMBERED:
+                del known[bisect_left(known, self._usual.popleft())]
+            learnt = True
+        if not learnt:
+            return
+        self._learn_every = LEARN_EVERY
+        if len(known) >= ENOUGH:
             self._learn_by = now + LEARN_EVERY
-            known = sorted(self._usual)
-            if len(known) >= ENOUGH:
-                self._limit = known[int(len(known) * SLOW)] * LONGER
-                late = 1 - bisect_right(known, self._limit) / len(known)
-                self._many = late + max(late, MANY)
+            self._limit = known[int(len(known) * SLOW)] * self._longer
+            late = 1 - bisect_right(known, self._limit) / len(known)
+            self._many = late + max(late, MANY)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
+from tenantry.turns.rests import Rests
 from tenantry.turns.room import Room
 from tenantry.turns.turns import Turn, Turns, Weights
 
@@ -62,6 +63,8 @@ class StoringTurns:
             small=SMALL,
             now=now,
         )
+        self.rests: Final = Rests(weights)
+        """Rests of backlogs beside quiet tenants."""
         self._pace: float | None = None
         """Seconds that a full batch takes, mostly."""
 

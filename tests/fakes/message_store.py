@@ -46,6 +46,7 @@ class FakeStore:
         self.inside = 0
         self.most_inside = 0
         self.more: dict[str, bool] = {}
+        self.beside: dict[str, bool] = {}
         """Whether a tenant had more with its latest batch."""
 
     def vacate(self, former: TenantState) -> None:
@@ -78,9 +79,11 @@ class FakeStore:
         *,
         in_order: bool = False,
         more: bool = False,
+        beside: bool = False,
     ) -> StoreResult:
         self._faults.reach(f"store {tenant_id}")
         self.more[tenant_id] = more
+        self.beside[tenant_id] = beside
         with self._lock:
             self.inside += 1
             self.most_inside = max(self.most_inside, self.inside)

@@ -14,6 +14,7 @@ from tenantry.turns.pacing import (
     BEFORE,
     ENOUGH,
     LEARN_EVERY,
+    LEARN_SELDOM,
     LEAST,
     LONGEST_REST,
     MANY,
@@ -204,11 +205,16 @@ def test_what_has_become_usual_is_learnt_though_turns_never_end() -> None:
 
 def test_a_time_to_learn_comes_once_in_a_while_and_not_where_enough_is_learnt_without() -> None:
     calls, rests = Calls(), []
-    while calls.now < 2.5 * LEARN_EVERY:
+    while calls.now < 7.5 * LEARN_EVERY:
         rests.append(calls.turn(0.1))
         calls.now += rests[-1]
-    assert rests.count(LEARNING) == 3, "at the first turn, and every ten seconds"
+    assert rests.count(LEARNING) == 4, "at the first turn, and after 10, 20 and 40 seconds"
     assert {one for one in rests if one != LEARNING} == {0.0}
+    until = calls.now + 50 * LEARN_SELDOM
+    while calls.now < until:
+        rests.append(calls.turn(0.1))
+        calls.now += rests[-1]
+    assert 50 <= rests.count(LEARNING) <= 60, "never given up"
     calls = Calls()
     while calls.now < 2.5 * LEARN_EVERY:
         for _ in range(20):

@@ -6,7 +6,8 @@ import heapq
 import random
 import statistics
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 from unittest.mock import Mock
@@ -377,6 +378,33 @@ def test_a_batch_takes_its_turn_by_its_bytes_as_well() -> None:
     large = incoming("1", b"x" * FULL_BYTES)
     assert PostgresMessageStore(Mock(), turns=turns).store("acme", [large]).left == (0,)
     assert asked[0] > 1.0
+
+
+def test_a_backlog_beside_quiet_tenants_rests_before_it_asks_for_its_turn() -> None:
+    turns, happened = storing_turns(), list[str]()
+    turns.rests.rest = lambda tenant: happened.append(f"{tenant} rests")  # type: ignore[method-assign]
+    turns.turns.take = lambda tenant, *_, **_more: happened.append(f"{tenant} asks")  # type: ignore[method-assign]
+    store = PostgresMessageStore(Mock(), turns=turns)
+    for beside in (True, False):
+        store.store("acme", [incoming("1")], more=True, beside=beside)
+    assert happened == ["acme rests", "acme asks", "acme asks"]
+
+
+def test_it_is_timed_how_long_a_batch_takes_in_the_store_once_it_has_its_turn() -> None:
+    turns, database, timed = storing_turns(), Mock(), list[tuple[object, ...]]()
+
+    @contextmanager
+    def storing(tenant: str, messages: int, size: int, *, more: bool) -> Iterator[None]:
+        timed.append((tenant, messages, size, more, turns.turns.running))
+        yield
+
+    turns.rests.storing = storing  # type: ignore[method-assign]
+    database.connection.side_effect = lambda: timed.append(("connects",))
+    with pytest.raises(TypeError):  # that is no connection
+        PostgresMessageStore(database, turns=turns).store(
+            "acme", [incoming("1", b"123"), incoming("2", b"4")], more=True
+        )
+    assert timed == [("acme", 2, 4, True, 1), ("connects",)]
 
 
 def test_a_turn_is_over_where_the_database_is_away() -> None:

@@ -209,6 +209,7 @@ def test_a_batch_whose_turn_has_not_come_is_given_out_again_as_it_is(
         *,
         in_order: bool = False,
         more: bool = False,
+        beside: bool = False,
     ) -> StoreResult:
         sizes.append(len(batch))
         mores.append(more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tenantry.domain.commands import ChangeLimits
 from tenantry.turns.neighbours import FEW, LATELY, PATIENCE, Neighbours, Portions
 from tests.fakes.actors import Tree
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 BATCH, PORTION, BACKLOG = 1000, 250, 4000
 
@@ -176,6 +177,43 @@ def test_beside_a_quiet_tenant_each_worker_has_a_portion(
     tree.store.gate.set()
     eventually(lambda: tree.stored("flood") == expected)
     eventually(lambda: not tree.subscription("flood").unsettled)
+
+
+@pytest.mark.parametrize("others", [2, 5], ids=["in portions", "in full batches"])
+def test_storing_is_told_of_a_backlog_beside_quiet_tenants_where_they_are_considered(
+    in_portions_of_two: Tree, others: int
+) -> None:
+    tree = in_portions_of_two
+    tree.limits = tree.limits.model_copy(
+        update={"batch_size": 5, "batch_size_beside_others": others}
+    )
+    for tenant in ("flood", "quiet"):
+        tree.create(tenant)
+    tree.deliver("flood", *(f"first {number}" for number in range(30)))
+    eventually(lambda: len(tree.stored("flood")) == 30)
+    assert tree.store.beside["flood"] is False, "nobody is quiet beside it so far"
+    tree.deliver("quiet", "1")
+    eventually(lambda: tree.stored("quiet") == {"1"})
+    assert tree.store.beside["quiet"] is False
+    tree.deliver("flood", *(f"then {number}" for number in range(30)))
+    eventually(lambda: len(tree.stored("flood")) == 60)
+    assert tree.store.beside["flood"] is (others == 2)
+
+
+def test_a_drain_takes_no_notice_of_quiet_tenants(in_portions_of_two: Tree) -> None:
+    tree = in_portions_of_two
+    tree.create("flood", workers=1)
+    tree.create("quiet")
+    tree.deliver("quiet", "1")
+    eventually(lambda: tree.stored("quiet") == {"1"})
+    tree.store.gate.clear()
+    tree.deliver("flood", *(str(number) for number in range(30)))
+    eventually(lambda: tree.store.beside.get("flood", False))
+    stopped = threading.Thread(target=tree.stop)
+    stopped.start()
+    stopped.join(DEADLINE)
+    assert len(tree.stored("flood")) == 30
+    assert tree.store.beside["flood"] is False
 
 
 @pytest.mark.parametrize(
