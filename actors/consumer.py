@@ -284,7 +284,7 @@ class Consumer(SupervisedActor):
         batch = buffer.cut(self._generation, most, places=places)
         full = len(batch.deliveries) >= limits.batch_size
         batch.more = self._portions.has_backlog(now) and (pace is None or full)
-        batch.beside = self._portions.beside_others and not self._draining
+        batch.beside = batch.more and self._portions.beside_others and not self._draining
         self._portions.gone(len(batch.deliveries), waiting=buffer.ready, busy=busy, now=now)
         if pace is not None:
             pace.gone(len(batch.deliveries))
