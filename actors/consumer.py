@@ -255,6 +255,8 @@ class Consumer(SupervisedActor):
             batch = redo.popleft() if redo else self._cut()
             if batch is None:
                 return
+            if self._draining:
+                batch.beside = False
             if not pool.give(batch):
                 redo.appendleft(batch)
 
@@ -284,7 +286,7 @@ class Consumer(SupervisedActor):
         batch = buffer.cut(self._generation, most, places=places)
         full = len(batch.deliveries) >= limits.batch_size
         batch.more = self._portions.has_backlog(now) and (pace is None or full)
-        batch.beside = batch.more and self._portions.beside_others and not self._draining
+        batch.beside = self._portions.beside_others
         self._portions.gone(len(batch.deliveries), waiting=buffer.ready, busy=busy, now=now)
         if pace is not None:
             pace.gone(len(batch.deliveries))

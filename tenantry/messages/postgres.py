@@ -37,6 +37,7 @@ from tenantry.messages.port import (
 )
 from tenantry.messages.validation import BodyKind
 from tenantry.tracing import Tracer
+from tenantry.turns.rests import Timed
 from tenantry.turns.storing import StoringTurns
 
 if TYPE_CHECKING:
@@ -188,24 +189,24 @@ class PostgresMessageStore:
         positions in the batch's order. If its turn does not come in time, the whole batch is left.
         """
         turns, turn, bodies = self._turns, None, 0
-        timed: AbstractContextManager[None] = nullcontext()
+        storing: AbstractContextManager[Timed] = nullcontext(Timed())
         if turns is not None:
             bodies = sum([len(one.body) for one in batch])
-            timed = turns.rests.storing(tenant_id, len(batch), bodies, more=more)
-            if beside:
-                turns.rests.rest(tenant_id)
-            if (turn := turns.take(tenant_id, len(batch), bodies, more=more)) is None:
+            storing = turns.rests.storing(tenant_id, len(batch), bodies, backlog=more or beside)
+            turn = turns.take(tenant_id, len(batch), bodies, more=more, beside=beside)
+            if turn is None:
                 return StoreResult(stored=0, duplicates=0, left=tuple(range(len(batch))))
         size = 0
         try:
             with (
                 store_errors(tenant_id, waited_for=UNFIT),
-                timed,
+                storing as timed,
                 self._database.connection() as connection,
             ):
                 sifted = sift(connection, batch, self._max_bytes)
                 with self._tracer.storing():
                     stored, duplicates = insert(connection, tenant_id, sifted)
+                timed.plain = not (sifted.unstorable or duplicates)
                 reused = _reused(connection, tenant_id, sifted) if duplicates else ()
                 size = sifted.size
         finally:

@@ -61,7 +61,7 @@ class Portions:
         """How many deliveries of the latest batch the broker has not replaced."""
         self._backlog_at = -inf
         self.beside_others = False
-        """Whether, when it was last asked what is allowed, quiet tenants were to be considered."""
+        """Whether it had a backlog beside quiet tenants when it was last `allowed` something."""
 
     def allowed(
         self, waiting: int, *, batch_size: int, portion: int, busy: bool, now: float

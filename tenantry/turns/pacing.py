@@ -19,7 +19,7 @@ REMEMBERED: Final = 1024
 """Small calls without turns beside them from which it is known how long they usually take."""
 
 ENOUGH: Final = 8
-"""As many must be remembered for that."""
+"""As many must be remembered for that, if nothing else is said."""
 
 SLOW: Final = 0.9
 """The part of those that count as fast; the others took longer. Not more: a stall of the machine
@@ -66,8 +66,8 @@ class Pacing:
     usual is learnt while there are no turns, and in long rests. It reads no clock. Callable from
     any thread.
 
-    Of a client's calls that are late one after the other only the first counts, while others' are
-    in time: that has a reason of its own.
+    Of calls that are late only those beside turns count; and of a client's that are one after the
+    other only the first, while others' are in time: that has a reason of its own.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Pacing:
         before: float = BEFORE,
         enough: int = ENOUGH,
     ) -> None:
-        """See `LEAST`, `LONGER`, `BEFORE`; there are times to learn in until `enough` is known."""
+        """See `LEAST`, `LONGER`, `BEFORE` and `ENOUGH`."""
         self._lock = threading.Lock()
         self._least, self._longer, self._before, self._enough = least, longer, before, enough
         self.part = 1.0
@@ -116,13 +116,16 @@ class Pacing:
         """Note that a small call of a client has ended."""
         seconds = now - began
         with self._lock:
-            if not self._running and began >= self._disturbed_until:
+            disturbed = self._running > 0 or began < self._disturbed_until
+            if not disturbed:
                 self._learn(now)
                 self._latest.append((began, seconds))
             if seconds <= self._limit:
                 self._in_time.note(client, now)
                 self._change(self._many)
-            elif client != self._late_client or not self._in_time.beside(client, now):
+            elif disturbed and (
+                client != self._late_client or not self._in_time.beside(client, now)
+            ):
                 self._late_client = client
                 self._change(self._many - 1)
 
@@ -174,7 +177,7 @@ class Pacing:
         if not learnt:
             return
         self._learn_every = LEARN_EVERY
-        if len(known) >= ENOUGH:
+        if len(known) >= self._enough:
             self._learn_by = now + LEARN_EVERY
             self._limit = known[int(len(known) * SLOW)] * self._longer
             late = 1 - bisect_right(known, self._limit) / len(known)

@@ -26,18 +26,20 @@ LONGER: Final = 3.0
 """A quiet tenant's batch is late that takes longer than so many times the 90th percentile beside no
 backlog. The 99th is nearly twice that by itself."""
 
-ENOUGH: Final = 100
-"""Batches from which it is known well enough how long they take."""
+ENOUGH: Final = 30
+"""Batches that must be known before one is late."""
 
-LONGEST_REST: Final = 1.0
-"""Seconds, so that a drain does not wait for long. Where many backlogs share, or one of little
-weight, they have a little more than their parts by this."""
+PATIENCE: Final = 0.5
+"""Seconds that a batch rests at most before it is given back, to rest anew: so no worker hangs."""
+
+LONGEST: Final = 1.0
+"""Seconds of a batch that are charged at most: then it waits for a lock, or a disk."""
 
 LATELY: Final = 1.0
 """Seconds after which a tenant that stores nothing shares no more."""
 
 SMALL_BYTES: Final = 16 * 1024
-"""Bytes of a batch at most that counts as small: those take much the same time."""
+"""Bytes of a batch at most that counts as small."""
 
 _NEW_SHARE: Final = 0.2
 """How much of the latest batch goes into the moving average of a tenant's."""
@@ -51,14 +53,24 @@ class _Backlog:
     """Before that its next batch is not to begin."""
     usual: float = 0.0
     """The moving average of the seconds that its batches take."""
+    running: int = 0
+    """How many of its batches are in the store."""
+
+
+@dataclass(slots=True)
+class Timed:
+    """A batch in the store. Of those that are not `plain`, nothing is learnt by their times."""
+
+    plain: bool = True
 
 
 class Rests:
     """Finds how long backlogs rest between batches. Callable from any thread.
 
     How long quiet tenants' small batches take in the store tells how busy it may be (see `Pacing`).
-    The time that is left is shared by the backlogs' weights, of all seconds in the store, whoever
-    takes them. What takes long elsewhere, in handlers for example, neither rests nor is timed.
+    The time that is left is shared by the backlogs' weights, of all seconds in the store, however
+    many workers take them. What takes long elsewhere, in handlers for example, neither rests nor is
+    timed.
     """
 
     def __init__(
@@ -71,7 +83,7 @@ class Rests:
         self._weights = weights or Weights()
         self._now = now
         self._sleep = sleep
-        # What a quiet tenant sends is timed by itself: a backlog does not disturb it beforehand.
+        # A batch is timed by itself: what comes before a backlog's is not disturbed by it.
         self._pacing = Pacing(least=LEAST, longer=LONGER, before=0.0, enough=ENOUGH)
         self._lock = threading.Lock()
         self._backlogs: dict[str, _Backlog] = {}
@@ -83,62 +95,75 @@ class Rests:
         """The part of the time in which a backlog is stored, on average: 1 without rests."""
         return self._pacing.part
 
-    def rest(self, tenant_id: str) -> None:
-        """Rest before a batch of a backlog, beside quiet tenants. Blocks for a second at most."""
-        until = self.begins(tenant_id, self._now())
-        while (left := max(until, self._paused_until) - self._now()) > 0:
-            self._sleep(left)
+    def rest(self, tenant_id: str) -> bool:
+        """Rest before a batch of a backlog; False if it is still not to begin after `PATIENCE`."""
+        until = self._now() + PATIENCE
+        while (left := self.claim(tenant_id, now := self._now())) > 0:
+            if now >= until:
+                return False
+            self._sleep(min(left, until - now))
+        return True
 
-    def begins(self, tenant_id: str, now: float) -> float:
-        """Give the time at which the next batch of a backlog may begin: that is taken then."""
+    def claim(self, tenant_id: str, now: float) -> float:
+        """Begin a batch of a backlog; or give the seconds after which one may begin."""
         with self._lock:
             mine = self._backlogs.setdefault(tenant_id, _Backlog())
-            mine.next_at = max(mine.next_at, now)
-            begins = min(mine.next_at, now + LONGEST_REST)
             if now - self._timed_at < LATELY and (pause := self._pacing.time_to_learn(now)):
                 self._paused_until = now + pause
-            self._charge(tenant_id, mine, mine.usual, now)
-            return max(begins, self._paused_until)
+            left = max(mine.next_at, self._paused_until) - now
+            if left <= 0:
+                mine.next_at = now
+                self._charge(tenant_id, mine, mine.usual, now)
+            return left
 
     @contextmanager
-    def storing(self, tenant_id: str, messages: int, size: int, *, more: bool) -> Iterator[None]:
-        """Time how long a batch takes in the store; with `more` it is of a backlog."""
-        began = self._now()
-        if more:
-            self._pacing.began(began)
-        try:
-            yield
-        except BaseException:
-            if more:
-                self._pacing.over(self._now())
-            raise
-        now = self._now()
-        if more:
-            self._pacing.over(now)
-            self._stored(tenant_id, now - began, now)
-        elif messages <= FEW and size <= SMALL_BYTES:
-            self._timed_at = now
+    def storing(
+        self, tenant_id: str, messages: int, size: int, *, backlog: bool
+    ) -> Iterator[Timed]:
+        """Time how long a batch of so many bytes takes in the store.
+
+        It is of a `backlog`, or may be a quiet tenant's. If it raises, nothing is learnt.
+        """
+        began, timed = self._now(), Timed()
+        if backlog:
+            self._begun(tenant_id, began)
+            try:
+                yield timed
+            finally:
+                self._ended(tenant_id, began, self._now())
+            return
+        yield timed
+        if timed.plain and messages <= FEW and size <= SMALL_BYTES:
+            self._timed_at = now = self._now()
             self._pacing.small_call(tenant_id, began, now)
 
-    def _stored(self, tenant_id: str, seconds: float, now: float) -> None:
+    def _begun(self, tenant_id: str, now: float) -> None:
+        self._pacing.began(now)
         with self._lock:
-            mine = self._backlogs.get(tenant_id)
-            if mine is not None:  # else nobody is quiet beside it
-                self._charge(tenant_id, mine, seconds - mine.usual, now)
-                mine.usual += (seconds - mine.usual) * _NEW_SHARE
+            self._backlogs.setdefault(tenant_id, _Backlog()).running += 1
+
+    def _ended(self, tenant_id: str, began: float, now: float) -> None:
+        self._pacing.over(now)
+        seconds = min(LONGEST, now - began)
+        with self._lock:
+            mine = self._backlogs[tenant_id]
+            mine.running -= 1
+            mine.next_at = max(mine.next_at, began)
+            self._charge(tenant_id, mine, seconds - mine.usual, now)
+            mine.usual += (seconds - mine.usual) * _NEW_SHARE
 
     def _charge(self, tenant_id: str, mine: _Backlog, seconds: float, now: float) -> None:
         """Put a tenant's next batch off by what it may not have of the time."""
         part = self._share(tenant_id, now)
         if part < 1.0:
-            mine.next_at = min(mine.next_at + seconds / part, now + 2 * LONGEST_REST)
+            mine.next_at += seconds / part
 
     def _share(self, tenant_id: str, now: float) -> float:
         """Give the part of the time that a tenant has, by its weight among those with backlogs."""
         self._backlogs = {
             one: of
             for one, of in self._backlogs.items()
-            if now - of.next_at < LATELY or one == tenant_id
+            if of.running or now - of.next_at < LATELY or one == tenant_id
         }
         if self._pacing.part == 1.0:
             return 1.0

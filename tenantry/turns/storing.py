@@ -74,12 +74,21 @@ class StoringTurns:
         return self.turns.waiting
 
     def take(
-        self, tenant_id: str, messages: int, size: int = 0, *, more: bool = False
+        self,
+        tenant_id: str,
+        messages: int,
+        size: int = 0,
+        *,
+        more: bool = False,
+        beside: bool = False,
     ) -> Turn | None:
         """Wait for the turn of a batch of so many bytes; None if it has not come in time.
 
-        It is to be `ended`. With `more` the tenant has a backlog: others do not go ahead of it.
+        It is to be `ended`. With `more` the tenant has a backlog: others do not go ahead of it. If
+        that is `beside` quiet tenants it rests before.
         """
+        if beside and not self.rests.rest(tenant_id):
+            return None
         room = self.room(messages, size)
         return self.turns.take(tenant_id, room, patience=PATIENCE, more=more)
 

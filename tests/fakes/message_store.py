@@ -46,8 +46,8 @@ class FakeStore:
         self.inside = 0
         self.most_inside = 0
         self.more: dict[str, bool] = {}
-        self.beside: dict[str, bool] = {}
         """Whether a tenant had more with its latest batch."""
+        self.beside: dict[str, bool] = {}
 
     def vacate(self, former: TenantState) -> None:
         self._faults.reach("vacate")

@@ -16,8 +16,11 @@ from tenantry.turns.pacing import (
     LEARN_EVERY,
     LEARN_SELDOM,
     LEAST,
+    LONGER,
     LONGEST_REST,
     MANY,
+    REMEMBERED,
+    SLOW,
     STEP,
     Pacing,
 )
@@ -94,6 +97,18 @@ def test_where_small_calls_are_all_late_turns_have_the_least_part_and_later_all_
         calls.small(fast)
     assert calls.pacing.part == 1.0
     assert calls.pacing.rest(0.01) == 0.0
+
+
+@given(st.integers(0, 2**32), st.integers(1, REMEMBERED))
+@settings(max_examples=examples(4, 50))
+def test_what_is_usual_is_what_the_latest_calls_took(seed: int, before: int) -> None:
+    """And not the earliest, be they slower or faster."""
+    chance, calls, others = random.Random(seed), Calls(), Calls()
+    took = [chance.lognormvariate(-5.0, 1.0) for _ in range(REMEMBERED)]
+    calls.learn([one * chance.choice([0.1, 10.0]) for one in took[:before]] + took)
+    others.learn(took)
+    limits = [one.pacing._limit for one in (calls, others)]
+    assert limits == [pytest.approx(sorted(took)[int(REMEMBERED * SLOW)] * LONGER)] * 2
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.1, 0.5, 1.0, 2.0]))

@@ -20,6 +20,7 @@ from tenantry.database.errors import DatabaseUnavailableError
 from tenantry.messages.port import StoreUnavailableError
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.turns import storing
+from tenantry.turns.rests import Timed
 from tenantry.turns.room import Room
 from tenantry.turns.storing import FULL, FULL_BYTES, LENT_AFTER, StoringTurns
 from tenantry.turns.turns import EXPECTED_FOR, LOOK_EVERY, Turn, Turns, Weights
@@ -382,29 +383,36 @@ def test_a_batch_takes_its_turn_by_its_bytes_as_well() -> None:
 
 def test_a_backlog_beside_quiet_tenants_rests_before_it_asks_for_its_turn() -> None:
     turns, happened = storing_turns(), list[str]()
-    turns.rests.rest = lambda tenant: happened.append(f"{tenant} rests")  # type: ignore[method-assign]
+    has_rested = iter([True, False])
+
+    def rest(tenant: str) -> bool:
+        happened.append(f"{tenant} rests")
+        return next(has_rested)
+
+    turns.rests.rest = rest  # type: ignore[method-assign]
     turns.turns.take = lambda tenant, *_, **_more: happened.append(f"{tenant} asks")  # type: ignore[method-assign]
     store = PostgresMessageStore(Mock(), turns=turns)
-    for beside in (True, False):
-        store.store("acme", [incoming("1")], more=True, beside=beside)
-    assert happened == ["acme rests", "acme asks", "acme asks"]
+    for beside in (True, True, False):
+        assert store.store("acme", [incoming("1")], more=True, beside=beside).left == (0,)
+    assert happened == ["acme rests", "acme asks", "acme rests", "acme asks"]
 
 
 def test_it_is_timed_how_long_a_batch_takes_in_the_store_once_it_has_its_turn() -> None:
     turns, database, timed = storing_turns(), Mock(), list[tuple[object, ...]]()
 
     @contextmanager
-    def storing(tenant: str, messages: int, size: int, *, more: bool) -> Iterator[None]:
-        timed.append((tenant, messages, size, more, turns.turns.running))
-        yield
+    def storing(tenant: str, messages: int, size: int, *, backlog: bool) -> Iterator[Timed]:
+        timed.append((tenant, messages, size, backlog, turns.turns.running))
+        yield Timed()
 
     turns.rests.storing = storing  # type: ignore[method-assign]
     database.connection.side_effect = lambda: timed.append(("connects",))
-    with pytest.raises(TypeError):  # that is no connection
-        PostgresMessageStore(database, turns=turns).store(
-            "acme", [incoming("1", b"123"), incoming("2", b"4")], more=True
-        )
-    assert timed == [("acme", 2, 4, True, 1), ("connects",)]
+    store, batch = PostgresMessageStore(database, turns=turns), [incoming("1", b"123")]
+    for more, beside in ((False, False), (True, False), (False, True)):
+        with pytest.raises(TypeError):  # that is no connection
+            store.store("acme", batch, more=more, beside=beside)
+        assert timed == [("acme", 1, 3, more or beside, 1), ("connects",)]
+        timed.clear()
 
 
 def test_a_turn_is_over_where_the_database_is_away() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tenantry.domain.commands import ChangeLimits
+from tenantry.messages.port import Incoming, StoreResult
 from tenantry.turns.neighbours import FEW, LATELY, PATIENCE, Neighbours, Portions
 from tests.fakes.actors import Tree
 from tests.waiting import DEADLINE, eventually
@@ -179,9 +181,13 @@ def test_beside_a_quiet_tenant_each_worker_has_a_portion(
     eventually(lambda: not tree.subscription("flood").unsettled)
 
 
-@pytest.mark.parametrize("others", [2, 5], ids=["in portions", "in full batches"])
+@pytest.mark.parametrize(
+    ("others", "limits"),
+    [(2, {}), (5, {}), (2, {"rate": 100_000, "burst": 100_000})],
+    ids=["in portions", "in full batches", "with a rate"],
+)
 def test_storing_is_told_of_a_backlog_beside_quiet_tenants_where_they_are_considered(
-    in_portions_of_two: Tree, others: int
+    in_portions_of_two: Tree, others: int, limits: dict[str, int | None]
 ) -> None:
     tree = in_portions_of_two
     tree.limits = tree.limits.model_copy(
@@ -189,6 +195,7 @@ def test_storing_is_told_of_a_backlog_beside_quiet_tenants_where_they_are_consid
     )
     for tenant in ("flood", "quiet"):
         tree.create(tenant)
+    tree.execute(ChangeLimits(tenant_id="flood", changes=limits))
     tree.deliver("flood", *(f"first {number}" for number in range(30)))
     eventually(lambda: len(tree.stored("flood")) == 30)
     assert tree.store.beside["flood"] is False, "nobody is quiet beside it so far"
@@ -198,6 +205,35 @@ def test_storing_is_told_of_a_backlog_beside_quiet_tenants_where_they_are_consid
     tree.deliver("flood", *(f"then {number}" for number in range(30)))
     eventually(lambda: len(tree.stored("flood")) == 60)
     assert tree.store.beside["flood"] is (others == 2)
+
+
+def test_what_is_given_back_as_it_rests_is_given_out_again_and_in_a_drain_without_a_rest(
+    in_portions_of_two: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, rested = in_portions_of_two, list[int]()
+    tree.create("flood", workers=1)
+    tree.create("quiet")
+    tree.deliver("quiet", "1")
+    eventually(lambda: tree.stored("quiet") == {"1"})
+    store = tree.store.store
+
+    def never_while_it_rests(
+        tenant_id: str, batch: Sequence[Incoming], *again: Any, **keywords: Any
+    ) -> StoreResult:
+        if not keywords["beside"]:
+            return store(tenant_id, batch, *again, **keywords)
+        rested.append(len(batch))
+        return StoreResult(stored=0, duplicates=0, left=tuple(range(len(batch))))
+
+    monkeypatch.setattr(tree.store, "store", never_while_it_rests)
+    tree.deliver("flood", *(str(number) for number in range(30)))
+    eventually(lambda: len(rested) > 3)
+    assert tree.stored("flood") == set()
+    flood = tree.subscription("flood")
+    tree.stop()
+    assert len(tree.stored("flood")) == 30
+    assert not flood.unsettled
+    assert set(rested) == {2}
 
 
 def test_a_drain_takes_no_notice_of_quiet_tenants(in_portions_of_two: Tree) -> None:
