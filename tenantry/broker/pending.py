@@ -14,7 +14,14 @@ from tenantry.loops import PeriodicService
 log = structlog.get_logger(__name__)
 
 EVERY: Final = 3.0
-"""Seconds between polls. The broker's own counts are up to 5 seconds old; 10 is promised."""
+"""Seconds between polls, if they are cheap. RabbitMQ's own counts are up to 5 seconds old; 10 is
+promised."""
+
+SELDOM: Final = 5.0
+"""Seconds between polls at most, if they are not: where the database counts long queues, say."""
+
+PART: Final = 0.01
+"""The part of the time that polls take, if it can be: all tenants' messages wait for them."""
 
 SLACK: Final = 1.0
 """Seconds by which the next answer may be late while the latest still serves."""
@@ -33,6 +40,7 @@ class PendingCounts(PeriodicService):
     def __init__(self, queues: Queues, *, every: float = EVERY) -> None:
         super().__init__(self._ask, every=every, at_once=True)
         self._queues = queues
+        self._least = every
         self._latest: tuple[float, Mapping[str, QueueCounts], Mapping[str, int]] | None = None
 
     def counts(self) -> Mapping[str, int] | None:
@@ -50,10 +58,13 @@ class PendingCounts(PeriodicService):
         return latest[1]
 
     def _ask(self) -> None:
+        began = time.monotonic()
         try:
             counts = self._queues.queue_counts()
             ready = {tenant_id: one.ready for tenant_id, one in counts.items()}
-            self._latest = time.monotonic(), counts, ready
+            now = time.monotonic()
+            self._latest = now, counts, ready
+            self._every = max(self._least, min(SELDOM, (now - began) / PART))
         except BrokerError as error:
             self._latest = None
             log.debug("broker.pending_unknown", error=str(error))

@@ -53,6 +53,8 @@ PINNED: Final[Mapping[str, str]] = {
     "client_min_messages": "notice",
     # Plans are made anew where that is better, as the queries were measured.
     "plan_cache_mode": "auto",
+    # A statement takes one processor: tenants' messages wait for the others.
+    "max_parallel_workers_per_gather": "0",
     "plpgsql.extra_errors": "none",
     "plpgsql.extra_warnings": "none",
 }

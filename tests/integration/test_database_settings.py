@@ -46,6 +46,7 @@ OTHERWISE = {
     "exit_on_error": "on",
     "client_min_messages": "error",
     "plan_cache_mode": "force_generic_plan",
+    "max_parallel_workers_per_gather": "4",
     "plpgsql.extra_errors": "all",
     "plpgsql.extra_warnings": "all",
     "createrole_self_grant": "set, inherit",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from tenantry.broker import pending
-from tenantry.broker.pending import PendingCounts
+from tenantry.broker.pending import EVERY, SELDOM, PendingCounts
 from tenantry.broker.port import BrokerUnavailableError, QueueCounts
 from tests.fakes.faults import Faults
 from tests.fakes.provisioning import FakeAdministration
@@ -48,6 +48,29 @@ def counts(broker: Counting) -> Iterator[PendingCounts]:
     made.stop()
     thread.join(DEADLINE)
     assert not thread.is_alive()
+
+
+def test_counts_that_take_long_are_asked_for_less_often(
+    broker: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, took = 0.0, 0.0
+    ask = broker.queue_counts
+
+    def counting() -> Mapping[str, QueueCounts]:
+        nonlocal now
+        now += took
+        return ask()
+
+    monkeypatch.setattr(pending.time, "monotonic", lambda: now)
+    monkeypatch.setattr(broker, "queue_counts", counting)
+    counts = PendingCounts(broker)
+    for seconds, pause in ((0.001, EVERY), (0.04, 4.0), (2.0, SELDOM), (0.0, EVERY)):
+        took = seconds
+        counts._turn()
+        assert counts._pause() == pytest.approx(pause)
+        now, asked = now + pause, broker.asked
+        counts.queue_counts()
+        assert broker.asked == asked, "what is known is still new enough"
 
 
 def test_counts_follow_the_broker_and_are_unknown_while_it_is_away(
