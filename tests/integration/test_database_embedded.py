@@ -96,6 +96,8 @@ def test_it_is_safe_durable_and_private_and_sees_none_of_our_environment(
     assert ask(url, "SHOW fsync") == "on"
     assert ask(url, "SHOW synchronous_commit") == "on"
     assert ask(url, "SHOW full_page_writes") == "on"
+    assert ask(url, "SHOW wal_segment_size") == "4MB", "while one is created nothing commits"
+    assert (ask(url, "SHOW min_wal_size"), ask(url, "SHOW max_wal_size")) == ("80MB", "1GB")
     assert ask(url, "SHOW max_connections") == "200"
     assert ask(url, "SHOW listen_addresses") == ""
     assert ask(url, "SHOW server_encoding") == "UTF8"
