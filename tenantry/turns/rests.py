@@ -22,7 +22,7 @@ LEAST: Final = 0.25
 """The least part of the time in which backlogs are stored, of all of them together. More than at
 publishing: what is confirmed is to be stored, and its queue is not to grow for ever."""
 
-LONGER: Final = 3.0
+LONGER: Final = 2.5
 """A quiet tenant's batch is late that takes longer than so many times the 90th percentile beside no
 backlog. The 99th is nearly twice that by itself."""
 
