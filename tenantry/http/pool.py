@@ -163,7 +163,8 @@ class Pool:
         try:
             return await self._one_by_one.begin(client, self._weight_of(client), seconds)
         except TimeoutError:
-            raise _too_many(RETRY_AFTER_SECONDS) from None
+            # Turns have become slower than they were: it may be long until there is room again.
+            raise _too_many(self._one_by_one.seconds_to_wait(client)) from None
 
 
 def _too_many(seconds: float) -> Problem:

@@ -25,7 +25,7 @@ SLOW: Final = 0.9
 """The part of those that count as fast; the others took longer. Not more: a stall of the machine
 makes all calls of a second slow."""
 
-LONGER: Final = 2.0
+LONGER: Final = 1.75
 """So many times as long as a slow one of those a call may take before it counts as late."""
 
 MANY: Final = 0.02

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
@@ -11,6 +12,10 @@ from tenantry.turns.fair_queue import FairQueue, Grant
 
 _KEPT_FREE: Final = 4
 """Of so many places one is not for a client that has all the others."""
+
+_SURE: Final = 0.8
+"""A call waits for at least this part of its patience: those that came together must not all give
+up at once, each with an answer to write, and come back together."""
 
 _Turn: TypeAlias = "asyncio.Future[Any]"
 """What a call waits for: its `Place`."""
@@ -58,7 +63,8 @@ class Places:
         self._queue.add(client, weight, turn)
         self._give_turns()
         try:
-            async with asyncio.timeout(self._patience):
+            patience = self._patience * random.uniform(_SURE, 1)  # noqa: S311
+            async with asyncio.timeout(patience):
                 await turn
         except BaseException:
             if turn.cancelled():

@@ -304,6 +304,50 @@ def test_a_call_whose_turn_did_not_come_is_told_that_it_was_one_too_many() -> No
 
 
 @pytest.mark.usefixtures("client")
+def test_where_turns_have_become_slower_it_is_told_to_come_back_when_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = iter([0.0, 15.0])
+    monkeypatch.setattr(OneByOne, "seconds_to_wait", lambda *_given: next(expected))
+
+    async def act() -> None:
+        pool = Pool(1, patience=0.005)
+        await with_a_neighbour(pool._one_by_one)
+        turn = await pool._one_by_one.begin("flood", 1.0, DEADLINE)
+        with pytest.raises(Problem) as late:
+            await pool.run_in_turn(1.0, str)
+        assert 15 <= int(late.value.headers["Retry-After"]) <= 30, "not after a second"
+        pool._one_by_one.ended(turn)
+
+    asyncio.run(act())
+
+
+def test_calls_that_came_together_do_not_all_give_up_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given, waits = asyncio.timeout, list[float]()
+
+    def timeout(seconds: float) -> asyncio.Timeout:
+        waits.append(seconds)
+        return given(DEADLINE)
+
+    async def act() -> None:
+        calls = OneByOne(patience=10.0)
+        await with_a_neighbour(calls)
+        monkeypatch.setattr(asyncio, "timeout", timeout)
+        tasks = begun(calls, 50)
+        (first,) = await as_far_as_they_can(tasks)
+        for one in tasks:
+            one.cancel()
+        await as_far_as_they_can(tasks)
+        calls.ended(first)
+
+    asyncio.run(act())
+    assert 8.0 <= min(waits) < max(waits) <= 10.0
+    assert len(set(waits)) > 40
+
+
+@pytest.mark.usefixtures("client")
 def test_a_call_that_gets_no_thread_leaves_its_turn() -> None:
     async def act() -> None:
         pool, release = Pool(1, patience=0.01), threading.Event()
