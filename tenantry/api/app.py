@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 from tenantry import __version__
 from tenantry.api import access, errors, openapi
 from tenantry.api.handing_on import HandOn, RefuseHandedOn
+from tenantry.api.publisher import Publisher
 from tenantry.api.routes import (
     asyncapi,
     checks,
@@ -25,7 +26,6 @@ from tenantry.api.routes import (
     tenants,
 )
 from tenantry.api.routes.messages import MessageReading
-from tenantry.api.routes.publishing import Publisher
 from tenantry.api.routing import FastRoutes
 from tenantry.api.services import Services
 from tenantry.api.tracing import Traced

@@ -15,7 +15,7 @@ from tenantry.api.asyncapi_brokers import BrokerPlace
 from tenantry.api.idempotency import PostgresIdempotencyKeys
 from tenantry.api.paging import kept_key
 from tenantry.api.peers import Peers
-from tenantry.api.routes.publishing import PUBLISH_SECONDS
+from tenantry.api.publisher import PUBLISH_SECONDS
 from tenantry.api.routing import way_in
 from tenantry.api.services import Services
 from tenantry.assembly.backends import Backends, Stores, abandoned

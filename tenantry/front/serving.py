@@ -23,8 +23,9 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenantry.api.paging import Cursors
+from tenantry.api.publisher import OnLoop, Publisher
 from tenantry.api.routes.messages import MessageReading, fast_routes
-from tenantry.api.routes.publishing import OnLoop, Publisher, fast_route
+from tenantry.api.routes.publishing import fast_route
 from tenantry.api.routing import FastRoute, FastRoutes, way_in
 from tenantry.api.services import TenantLookup
 from tenantry.broker import select

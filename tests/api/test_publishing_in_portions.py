@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tenantry.api.routes import publishing
-from tenantry.api.routes.publishing import MOST_PORTIONS, PORTION, Publisher
+from tenantry.api import publisher
+from tenantry.api.publisher import MOST_PORTIONS, PORTION, Publisher
 from tenantry.api.schemas.common import MAX_LIST
 from tenantry.api.services import TenantLookup
 from tenantry.broker.port import BrokerUnavailableError, Outgoing
@@ -124,9 +124,9 @@ def test_all_portions_together_have_the_time_of_a_call(monkeypatch: pytest.Monke
             clock[0] += 4.0
             return clock[0]
 
-    monkeypatch.setattr(publishing, "time", Clock)
+    monkeypatch.setattr(publisher, "time", Clock)
     setting.post(4 * PORTION)
-    assert setting.portions.timeouts == [10.0, 6.0, 2.0, publishing.LEAST_SECONDS]
+    assert setting.portions.timeouts == [10.0, 6.0, 2.0, publisher.LEAST_SECONDS]
 
 
 @pytest.mark.usefixtures("rests")

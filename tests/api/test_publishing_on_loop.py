@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tenantry.api.routes.publishing import ON_LOOP, OnLoop, Publisher
+from tenantry.api.publisher import ON_LOOP, OnLoop, Publisher
 from tenantry.api.services import TenantLookup
 from tenantry.broker.port import BacklogFullError, Outgoing
 from tenantry.domain.commands import ChangeLimits, PauseTenant, RequestDeletion, WrongStateError

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tenantry.api.routes import publishing
+from tenantry.api import publisher
 from tenantry.http.pool import CLIENT, WAITING_FOR_A_THREAD, Pool
 from tenantry.http.problems import Problem
 from tenantry.turns.fair_queue import Grant
@@ -197,15 +197,15 @@ def test_whose_turn_a_request_takes_is_the_tenant_s_it_is_about() -> None:
 def test_large_lists_are_read_one_at_a_time_and_small_messages_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    entered, release, cut_out = threading.Semaphore(0), threading.Event(), publishing.members
+    entered, release, cut_out = threading.Semaphore(0), threading.Event(), publisher.members
 
     def members(body: bytes, name: str) -> list[bytes]:
-        if len(body) > publishing.LARGE:
+        if len(body) > publisher.LARGE:
             entered.release()
             release.wait(DEADLINE)
         return cut_out(body, name)
 
-    monkeypatch.setattr(publishing, "members", members)
+    monkeypatch.setattr(publisher, "members", members)
     large = [{"payload": "x" * 1000}] * 20
     with serving(World()) as api, ThreadPoolExecutor(2) as threads:
         api.world.create("noisy")

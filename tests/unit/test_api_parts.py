@@ -13,12 +13,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tenantry.api import access
+from tenantry.api import access, publisher
 from tenantry.api.app import ROUTES
 from tenantry.api.openapi import Routes
 from tenantry.api.paging import BadCursorError, Cursors
-from tenantry.api.routes import publishing
-from tenantry.api.routes.publishing import Router, partition_of_key
+from tenantry.api.publisher import Router, partition_of_key
 from tenantry.api.schemas.common import format_time, parse_time
 from tenantry.api.schemas.daemon import runtime_of, runtimes_json
 from tenantry.control.port import TenantRuntime
@@ -144,23 +143,23 @@ def test_cut_out_members_are_the_values_themselves(
 ) -> None:
     objects = [{"before": [1, {"payload": 0}], "payload": one, "after": "}"} for one in values]
     body = json.dumps(objects, indent=indent, ensure_ascii=ascii_only).encode()
-    assert [json.loads(one) for one in publishing.members(body, "payload")] == values
+    assert [json.loads(one) for one in publisher.members(body, "payload")] == values
 
 
 def test_a_number_keeps_every_digit() -> None:
     body = b' { "payload" : 12345678901234567890123.4500 } '
-    assert publishing.members(body, "payload") == [b"12345678901234567890123.4500"]
+    assert publisher.members(body, "payload") == [b"12345678901234567890123.4500"]
 
 
 def test_of_a_member_that_comes_twice_the_last_holds() -> None:
-    assert publishing.members(b'{"payload":1,"payload":[2]}', "payload") == [b"[2]"]
+    assert publisher.members(b'{"payload":1,"payload":[2]}', "payload") == [b"[2]"]
 
 
 def test_what_is_nested_too_deeply_is_bad_json() -> None:
     body = b'{"payload":' + b"[" * 1020 + b"]" * 1020 + b"}"
     orjson.loads(body)
     try:
-        publishing.members(body, "payload")
+        publisher.members(body, "payload")
     except json.JSONDecodeError as error:
         assert "nested" in error.msg  # noqa: PT017 - whether it fails depends on the stack's depth
 

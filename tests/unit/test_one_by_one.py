@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tenantry.api.routes.publishing import seconds_for
+from tenantry.api.publisher import seconds_for
 from tenantry.http.pool import CLIENT, LATEST, WAITING_FOR_A_THREAD, Pool
 from tenantry.http.problems import Problem
 from tenantry.turns import neighbours, one_by_one
