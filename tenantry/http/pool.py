@@ -19,7 +19,7 @@ from anyio import CapacityLimiter, to_thread
 from tenantry.broker.port import DeadLettersBusyError
 from tenantry.http.problems import RETRY_AFTER_SECONDS, Problem, too_many, unavailable
 from tenantry.turns.one_by_one import OneByOne, Turn
-from tenantry.turns.places import Place, Places
+from tenantry.turns.places import SURE, Place, Places
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -28,9 +28,6 @@ PATIENCE_SECONDS: Final = 5.0
 
 _FOR_A_TURN: Final = 2
 """A call waits for its turn so many times as long as for a thread: turns go on all the time."""
-
-_SURE: Final = 0.8
-"""The part of its patience that a call may be estimated to wait; estimates err."""
 
 LATEST: Final = 20.0
 """Seconds after which a refused call may come back, however many others wait; up to twice as many,
@@ -156,7 +153,7 @@ class Pool:
         Not one too early: refusing a call, and the same one later, costs as much as a small call.
         """
         wait = self._one_by_one.seconds_to_wait(client)
-        if wait > self._for_a_turn * _SURE:
+        if wait > self._for_a_turn * SURE:
             # Not just what is too much: there is room for one more at each turn, and all those that
             # are refused want it. Refused again and again they would take the time of turns.
             raise _too_many(wait)

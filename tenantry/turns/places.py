@@ -13,9 +13,9 @@ from tenantry.turns.fair_queue import FairQueue, Grant
 _KEPT_FREE: Final = 4
 """Of so many places one is not for a client that has all the others."""
 
-_SURE: Final = 0.8
-"""A call waits for at least this part of its patience: those that came together must not all give
-up at once, each with an answer to write, and come back together."""
+SURE: Final = 0.8
+"""A call waits for at least this part of its patience. Those that came together must not all
+give up at once, each with an answer to write, and come back together."""
 
 _Turn: TypeAlias = "asyncio.Future[Any]"
 """What a call waits for: its `Place`."""
@@ -63,7 +63,7 @@ class Places:
         self._queue.add(client, weight, turn)
         self._give_turns()
         try:
-            patience = self._patience * random.uniform(_SURE, 1)  # noqa: S311
+            patience = self._patience * random.uniform(SURE, 1)  # noqa: S311
             async with asyncio.timeout(patience):
                 await turn
         except BaseException:
