@@ -15,6 +15,9 @@ _NEW_SHARE: Final = 0.2
 _GUESS: Final = 0.01
 """The assumed cost of a client's first turn."""
 
+LEAD: Final = 3
+"""How many turns of its own an expected client may have had less before others wait for it."""
+
 _MANY_AWAY: Final = 1000
 
 
@@ -31,6 +34,20 @@ class _Client(Generic[_Item]):
     waiting: deque[_Item] = field(default_factory=deque)
     queued_at: float | None = None
     """The `finish` under which the client is queued; None while it is not queued."""
+
+    @property
+    def lead(self) -> float:
+        """The virtual time by which others may be ahead of the client while it is expected."""
+        return LEAD * self.usual / self.weight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Away:
+    """What is remembered of a client without turns that waits for none."""
+
+    finish: float
+    behind: float
+    """The virtual time by which it may be behind the present one when it returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +66,17 @@ class FairQueue(Generic[_Item]):
     the client is charged its average. A client has at most `most_of_one` turns at once, so that
     long turns leave room for other clients. An idle client saves up nothing, and a client that
     leaves and returns at once gains nothing. A client that is expected to return keeps its place:
-    those that have had more wait for it. The queue reads no clock, and is used by one thread at a
-    time.
+    those that have had more wait for it, `LEAD` of its turns at the soonest, since if all waited
+    for whoever has had the least, little would be under way. One that is no longer expected, but
+    returns, has at most as much to make up for. The queue reads no clock, and is used by one thread
+    at a time.
     """
 
     def __init__(self, *, most_of_one: int) -> None:
         self._most_of_one = most_of_one
         self._clients: dict[str, _Client[_Item]] = {}
-        self._away: dict[str, float] = {}
-        """The `finish` of clients without turns, where it lies beyond the present virtual time."""
+        self._away: dict[str, _Away] = {}
+        """Clients that have had more than others, or that were expected."""
         self._expected: dict[str, _Client[_Item]] = {}
         """Clients that keep their places, also without a turn, as they will soon wait for one."""
         self._order: list[tuple[float, int, str]] = []
@@ -67,7 +86,7 @@ class FairQueue(Generic[_Item]):
         """The virtual time: when the latest turn began."""
         self.waiting = 0
         self.held: _Item | None = None
-        """What `next` did not give a turn, as a client is expected that has had less."""
+        """What `next` did not give a turn, as a client is expected that has had much less."""
 
     def waiting_of(self, client: str) -> int:
         """Tell for how many turns a client waits."""
@@ -83,7 +102,8 @@ class FairQueue(Generic[_Item]):
         """Have a client wait for one more turn."""
         known = self._clients.get(client)
         if known is None:
-            finish = max(self._now, self._away.pop(client, 0.0))
+            away = self._away.pop(client, None)
+            finish = self._now if away is None else max(self._now - away.behind, away.finish)
             known = self._clients[client] = _Client(finish=finish)
         known.weight = weight
         known.waiting.append(item)
@@ -104,8 +124,9 @@ class FairQueue(Generic[_Item]):
 
     def expect_no_more(self, client: str) -> None:
         """Have a client keep its place no longer."""
-        if self._expected.pop(client, None) is not None:
-            self._leave(client)
+        known = self._expected.pop(client, None)
+        if known is not None:
+            self._leave(client, behind=known.lead)
 
     def next(self) -> Grant[_Item] | None:
         """Give the next turn; None where no waiting client may have one."""
@@ -128,8 +149,10 @@ class FairQueue(Generic[_Item]):
         return None
 
     def _one_before(self, finish: float) -> bool:
-        """Tell whether a client is expected that has had less than this."""
-        return any(one.finish < finish and not one.waiting for one in self._expected.values())
+        """Tell whether a client is expected that has had less than this by more than its lead."""
+        return any(
+            one.finish + one.lead < finish and not one.waiting for one in self._expected.values()
+        )
 
     def next_of(self, name: str) -> Grant[_Item] | None:
         """Give a client's next turn out of order; not if it has one, or has had its share.
@@ -180,7 +203,7 @@ class FairQueue(Generic[_Item]):
         self._queue(grant.client, client)
         self._leave(grant.client)
 
-    def _leave(self, name: str) -> None:
+    def _leave(self, name: str, *, behind: float = 0.0) -> None:
         client = self._clients[name]
         if client.waiting or client.running or name in self._expected:
             return
@@ -188,7 +211,11 @@ class FairQueue(Generic[_Item]):
         if not self._clients:
             self._away.clear()
             self._order.clear()
-        elif client.finish > self._now:
-            self._away[name] = client.finish
+        elif client.finish > self._now - behind:
+            self._away[name] = _Away(finish=client.finish, behind=behind)
             if len(self._away) > _MANY_AWAY:
-                self._away = {one: at for one, at in self._away.items() if at > self._now}
+                self._away = {
+                    one: away
+                    for one, away in self._away.items()
+                    if away.finish > self._now - away.behind
+                }

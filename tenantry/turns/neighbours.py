@@ -21,6 +21,8 @@ PATIENCE: Final = 0.05
 
 _Seen: TypeAlias = tuple[str, float]
 
+_NOBODY: Final[_Seen] = ("", -inf)
+
 
 class Neighbours:
     """Tells a tenant with a backlog whether quiet tenants work beside it. Callable from any thread.
@@ -30,12 +32,20 @@ class Neighbours:
     """
 
     def __init__(self) -> None:
-        self._seen: tuple[_Seen, _Seen] = (("", -inf), ("", -inf))
+        self._seen: tuple[_Seen, _Seen] = (_NOBODY, _NOBODY)
 
     def note(self, tenant_id: str, now: float) -> None:
         """Note that a tenant had few messages, which were given out at once."""
         latest, before = self._seen
         self._seen = ((tenant_id, now), before if latest[0] == tenant_id else latest)
+
+    def forget(self, tenant_id: str) -> None:
+        """Note that a tenant is not quiet: few messages were the first of many."""
+        latest, before = self._seen
+        if latest[0] == tenant_id:
+            self._seen = (before, _NOBODY)
+        elif before[0] == tenant_id:
+            self._seen = (latest, _NOBODY)
 
     def beside(self, tenant_id: str, now: float) -> bool:
         """Tell whether another tenant was quiet lately."""
@@ -82,6 +92,7 @@ class Portions:
     def note_backlog(self, now: float) -> None:
         """Note that the tenant has a full batch in hand, waiting and in batches."""
         self._backlog_at = now
+        self._neighbours.forget(self._tenant)
 
     def has_backlog(self, now: float) -> bool:
         """Tell whether it had one lately: a backlog, too, comes in few messages at times."""

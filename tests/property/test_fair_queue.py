@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 from math import inf
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenantry.turns.fair_queue import FairQueue, Grant
+from tenantry.turns.fair_queue import LEAD, FairQueue, Grant
 
 NAMES = ("a", "b", "c", "d")
 
@@ -104,7 +105,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_the_next_turn_is_always_of_one_who_has_had_the_least(
+def test_the_next_turn_is_of_one_who_has_had_the_least_of_those_that_wait_or_are_expected(
     steps: list[tuple[str, str, int]],
 ) -> None:
     queue: FairQueue[int] = FairQueue(most_of_one=2)
@@ -118,7 +119,11 @@ def test_the_next_turn_is_always_of_one_who_has_had_the_least(
             for one, items in wanted.items()
             if items and sum(grant.client == one for grant in running) < 2
         ]
-        awaited = [known[one].finish for one in expected if not wanted[one]]
+        awaited = [
+            known[one].finish + LEAD * known[one].usual / known[one].weight
+            for one in expected
+            if not wanted[one]
+        ]
         grant = None
         match step:
             case "add":
@@ -126,7 +131,7 @@ def test_the_next_turn_is_always_of_one_who_has_had_the_least(
                 wanted[name].append(number)
             case "next":
                 grant = queue.next()
-                held = bool(ready) and min(awaited, default=inf) < min(ready)
+                held = bool(ready) and min(awaited, default=inf) < min(ready)  # but for its lead
                 assert (grant is None) == (held or not ready)
                 assert (queue.held is not None) == held
                 if grant is not None:
@@ -162,6 +167,43 @@ def test_a_client_that_seldom_has_turns_goes_first_and_one_that_always_does_does
     assert queue.next_of("quiet") is None, "it has one"
     queue.add("busy", 1, 6)
     assert queue.next_of("busy") is None
+
+
+@pytest.mark.parametrize("expected", [True, False])
+def test_one_that_comes_later_than_expected_makes_up_for_its_lead_and_no_more(
+    expected: bool,
+) -> None:
+    queue: FairQueue[int] = FairQueue(most_of_one=1)
+
+    def turn(*, expect: bool = False) -> str | None:
+        grant = queue.next()
+        if grant is None:
+            return None
+        if expect and grant.client == "late":
+            queue.expect("late")
+        queue.ended(grant, 1.0)
+        return grant.client
+
+    for number in range(1000):
+        queue.add("busy", 1, number)
+    for number in range(50):
+        queue.add("late", 1, number)
+    while queue.waiting_of("late"):
+        turn(expect=expected)
+    if expected:
+        ahead = 0
+        while turn() == "busy":
+            ahead += 1
+        assert ahead in {LEAD, LEAD + 1}, "then others wait for it"
+        queue.expect_no_more("late")
+    for _ in range(100):
+        assert turn() == "busy"
+    for number in range(50):
+        queue.add("late", 1, number)
+    made_up = 0
+    while turn() == "late":
+        made_up += 1
+    assert made_up in ({LEAD, LEAD + 1} if expected else {0, 1})
 
 
 def test_one_client_never_has_all_places() -> None:

@@ -36,7 +36,8 @@ ONE = Room(least=1, most=1)
 class Tenant:
     """One that always has more to store: by some workers, so many messages in so many seconds.
 
-    With a `gap`, each worker has its next batch so many seconds after the one before.
+    With a `gap`, each worker has its next batch so many seconds after the one before. With `chance`
+    that and the time of a batch are only the averages.
     """
 
     weight: int = 1
@@ -45,10 +46,19 @@ class Tenant:
     size: int = 0
     seconds: float = 0.05
     gap: float = 0.0
+    chance: random.Random | None = None
     more: bool = False
     stored: int = 0
     seconds_waited: float = 0.0
     waiting: list[tuple[Turn, float]] = field(default_factory=list)
+
+    def lasts(self) -> float:
+        """Give the seconds of the next batch."""
+        return self.seconds * (self.chance.uniform(0, 2) if self.chance else 1)
+
+    def lets_wait(self) -> float:
+        """Give the seconds until a worker's next batch."""
+        return self.gap * (self.chance.expovariate(1) if self.chance else 1)
 
 
 class Storing:
@@ -103,7 +113,7 @@ class Storing:
             self.turns.ended(ends)
             self._begin_all()
             if one.gap:
-                self._in(one.gap, name, None)
+                self._in(one.lets_wait(), name, None)
             else:
                 self.ask(name)
             check()
@@ -121,7 +131,7 @@ class Storing:
                 if turn.grant is not None:
                     one.waiting.remove((turn, since))
                     one.seconds_waited = max(one.seconds_waited, self.time - since)
-                    self._in(one.seconds, name, turn)
+                    self._in(one.lasts(), name, turn)
 
 
 tenants = st.builds(
@@ -165,6 +175,27 @@ def test_a_tenant_with_a_backlog_has_its_share_though_it_has_no_batch_ready_when
     light = Tenant(gap=gaps[1], workers=workers[1], more=True)
     Storing({"heavy": heavy, "light": light}, room=1.0).run(60.0)
     assert heavy.stored / light.stored == pytest.approx(weight, rel=0.02)
+
+
+@settings(max_examples=examples(3, 60), phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.integers(0, 2**32), st.integers(1, 3))
+def test_tenants_with_backlogs_whose_batches_come_at_random_share_and_hardly_wait_for_one_another(
+    seed: int, weight: int
+) -> None:
+    chance = random.Random(seed)
+
+    def stored(*, more: bool) -> list[float]:
+        competing = {
+            name: Tenant(gap=0.03, chance=chance, more=more, weight=weight if name == "0" else 1)
+            for name in "0123456789"
+        }
+        Storing(competing, room=1000.0).run(20.0)
+        return [one.stored / one.weight for one in competing.values()]
+
+    shares = stored(more=True)
+    assert max(shares) < min(shares) * 1.1
+    if weight == 1:
+        assert sum(shares) > sum(stored(more=False)) * 0.95
 
 
 @settings(max_examples=examples(12, 300))

@@ -122,6 +122,22 @@ def test_a_quiet_tenant_is_seen_past_ones_own_few_messages(backlog: Backlog) -> 
     assert backlog.neighbours.beside("flood", 0.2)
 
 
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_backlog_whose_first_messages_were_few_is_no_quiet_tenant(
+    backlog: Backlog, before: bool, others: int
+) -> None:
+    starts = Portions("starts", backlog.neighbours)
+    if before and others:
+        backlog.neighbours.note("quiet", 0.0)
+    starts.gone(1, waiting=0, busy=False, now=0.0)
+    if others and not before:
+        backlog.neighbours.note("quiet", 0.0)
+    assert backlog.allowed() == PORTION
+    starts.note_backlog(0.0)
+    assert backlog.allowed() == (PORTION if others else BATCH), "what else was seen is still known"
+
+
 steps = st.one_of(
     st.tuples(st.just("quiet"), st.just(0.0)),
     st.tuples(st.just("came"), st.integers(0, 2000)),
