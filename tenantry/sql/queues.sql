@@ -120,25 +120,26 @@ ORDER BY n, seq;
 
 -- name: acknowledge
 WITH gone AS (
-    DELETE FROM tenantry.queued AS m USING unnest(%(queues)b, %(seqs)b) AS r(queue, seq)
-    WHERE m.queue = r.queue AND m.seq = r.seq
-    RETURNING m.queue, octet_length(m.body) AS size
+    SELECT m.queue, count(*) AS messages, sum(octet_length(m.body)) AS size
+    FROM (SELECT r.queue, array_agg(r.seq) AS seqs
+          FROM unnest(%(queues)b, %(seqs)b) AS r(queue, seq) GROUP BY r.queue) AS wanted
+    CROSS JOIN LATERAL tenantry.remove_queued(wanted.queue, wanted.seqs) AS m
+    GROUP BY m.queue
 )
-SELECT tenantry.count_backlog(q.tenant_id, -count(*), -sum(gone.size))
+SELECT tenantry.count_backlog(q.tenant_id, -sum(gone.messages)::bigint, -sum(gone.size)::bigint)
 FROM gone JOIN tenantry.queues AS q ON q.id = gone.queue
 GROUP BY q.tenant_id HAVING tenantry.has_backlog_limit(q.tenant_id);
 
 -- name: reject
-WITH gone AS (
-    DELETE FROM tenantry.queued AS m USING unnest(%(queues)b, %(seqs)b) AS r(queue, seq)
-    WHERE m.queue = r.queue AND m.seq = r.seq
-    RETURNING m.*
-), put AS (
+WITH put AS (
     INSERT INTO tenantry.rejected
         (seq, tenant_id, topic, partition, published_at_ms, id, content_type, headers, body)
-    SELECT gone.seq, q.tenant_id, q.topic, q.partition, gone.published_at_ms, gone.id,
-           gone.content_type, gone.headers, gone.body
-    FROM gone JOIN tenantry.queues AS q ON q.id = gone.queue
+    SELECT m.seq, q.tenant_id, q.topic, q.partition, m.published_at_ms, m.id, m.content_type,
+           m.headers, m.body
+    FROM (SELECT r.queue, array_agg(r.seq) AS seqs
+          FROM unnest(%(queues)b, %(seqs)b) AS r(queue, seq) GROUP BY r.queue) AS wanted
+    JOIN tenantry.queues AS q ON q.id = wanted.queue
+    CROSS JOIN LATERAL tenantry.remove_queued(wanted.queue, wanted.seqs) AS m
     RETURNING tenant_id, octet_length(body) AS size
 )
 SELECT tenantry.count_backlog(put.tenant_id, -count(*), -sum(put.size))
