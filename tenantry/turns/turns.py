@@ -66,8 +66,9 @@ class Turns:
     needs no room if its tenant has no other turn and has not used up its share.
 
     A tenant that has more than its turns in hand keeps its place until it asks again: others, if
-    they have had more for their weight, wait for it during its turn, and `EXPECTED_FOR` after.
-    Otherwise whoever asks first would go ahead each time, where what is scarce is not the room.
+    they are ahead of it by more than its lead, wait for it during its turn, and `EXPECTED_FOR`
+    after. Otherwise whoever asks first would go ahead each time, where what is scarce is not the
+    room.
     """
 
     def __init__(
