@@ -327,8 +327,9 @@ WITH RECURSIVE lying (queue) AS (
     FROM lying WHERE lying.queue IS NOT NULL
 ), gone AS (
     DELETE FROM tenantry.queued AS m
-    WHERE m.queue IN (SELECT l.queue FROM lying AS l
-                      WHERE NOT EXISTS (SELECT FROM tenantry.queues AS q WHERE q.id = l.queue))
+    WHERE m.queue = ANY(ARRAY(
+        SELECT l.queue FROM lying AS l
+        WHERE NOT EXISTS (SELECT FROM tenantry.queues AS q WHERE q.id = l.queue)))
     RETURNING 1
 )
 SELECT count(*) FROM gone;

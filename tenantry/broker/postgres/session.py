@@ -25,7 +25,7 @@ LAST_QUEUE: Final = 2**31 - 1
 
 _PLANS: Final = """
 SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off;
-SET enable_mergejoin = off; SET jit = off
+SET enable_mergejoin = off; SET enable_sort = off; SET jit = off
 """
 """The tables are full and empty by turns; a plan made for one state must not serve the other."""
 
