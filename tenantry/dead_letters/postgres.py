@@ -187,7 +187,8 @@ class PostgresDeadLetterIndex:
             self._errors,
             self._database.transaction() as connection,
         ):
-            (_, now) = connection.execute(self._sql["lock"], given).fetchone() or (None, None)
+            locked = connection.execute(self._sql["lock"], given).fetchone()
+            now = None if locked is None else locked[1]
             if browse is None:
                 connection.execute(self._sql["attempts_over"], given)
             with connection.cursor(row_factory=dict_row) as cursor:

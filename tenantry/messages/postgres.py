@@ -410,7 +410,8 @@ def _query(tenant_id: str) -> bytes:
         sql.SQL(
             "SELECT (m.n - 1)::integer FROM unnest(%b, %b, %b)"
             " WITH ORDINALITY AS m(id, payload, body, n)"
-            " JOIN {} AS s ON s.tenant_id = %s AND s.id = m.id"
+            " CROSS JOIN LATERAL (SELECT r.payload, r.body FROM {} AS r"
+            " WHERE r.tenant_id = %s AND r.id = m.id OFFSET 0) AS s"
             " WHERE s.payload IS DISTINCT FROM m.payload OR s.body IS DISTINCT FROM m.body"
             " ORDER BY m.n"
         )

@@ -14,8 +14,8 @@ SELECT fingerprint, attempts, reason, coalesce(first_error, error), error, 0, tr
 FROM tenantry.dead_letters AS letter
 WHERE tenant_id = %(tenant)s AND fingerprint = ANY(%(keys)s::bytea[]) AND NOT settled
   AND died_at IS NULL AND (intent IS NULL OR work <> 'replay' OR failed >= replays)
-  AND NOT EXISTS (SELECT FROM tenantry.attempts AS known
-                  WHERE known.tenant_id = letter.tenant_id AND known.key = letter.fingerprint);
+  AND (SELECT true FROM tenantry.attempts AS known
+       WHERE known.tenant_id = letter.tenant_id AND known.key = letter.fingerprint) IS NULL;
 
 -- name: note
 -- An attempt has a number: noted twice, it counts once. Before an attempt that may kill the daemon

@@ -1,8 +1,10 @@
 -- The index of dead letters.
 
 -- name: lock
--- Letters of a tenant are matched by one at a time: two workers may have the same message.
-SELECT tenantry.hold('dead_letters.' || %(tenant)s), clock_timestamp();
+-- Letters of a tenant are matched by one at a time: two workers may have the same message. Which
+-- are the first is read from an index then: else all of the tenant's may be sorted, for each message.
+SELECT tenantry.hold('dead_letters.' || %(tenant)s), clock_timestamp(),
+       set_config('enable_sort', 'off', true);
 
 -- name: rows
 -- A message with an id has one dead letter. Of one without there may be a million that are the

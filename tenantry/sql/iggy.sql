@@ -38,7 +38,7 @@ WHERE before < %(bytes)s ORDER BY seq;
 
 -- name: remove_rejected
 UPDATE tenantry.iggy_rejected SET gone = true, body = '', properties = ''
-WHERE tenant_id = %(tenant)s AND seq = ANY(%(seqs)s::bigint[]);
+WHERE tenant_id = %(tenant)s AND NOT gone AND seq = ANY(%(seqs)s::bigint[]);
 
 -- name: drop_rejected
 WITH dropped AS (

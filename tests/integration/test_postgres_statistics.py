@@ -1,12 +1,13 @@
-"""The embedded broker's statements read what they need, whatever the planner takes tables to be.
+"""Statements read what they need, whatever the planner takes tables to be.
 
-A database counts the rows of queues now and then, also when these have just run empty, and plans by
+A database counts the rows of tables now and then, also when these have just run empty, and plans by
 that until it counts again: for a minute or so after a backlog has come.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from unittest.mock import Mock
 
 import psycopg
@@ -17,6 +18,7 @@ from tenantry.broker.postgres.reading import QueueReading
 from tenantry.broker.postgres.rotation import QueueRotation
 from tenantry.broker.postgres.session import QueueSession
 from tenantry.database.pool import Database
+from tenantry.sql import queries
 from tests import brokers
 from tests.brokers import Broker
 
@@ -35,10 +37,10 @@ WHERE q.tenant_id = %s ORDER BY m.seq LIMIT %s
 """
 
 READ = """
-SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::integer
-FROM pg_stat_xact_user_tables WHERE schemaname = 'tenantry' AND relname LIKE 'queued%'
+SELECT coalesce(sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)), 0)::integer
+FROM pg_stat_xact_user_tables WHERE relname LIKE %s
 """
-"""Rows of the queues that this session has read lately."""
+"""Rows of some tables that this session has read lately."""
 
 Use = Callable[[QueueSession, psycopg.Connection, QueueReading, str, Sequence[int]], object]
 
@@ -104,14 +106,89 @@ def test_no_more_messages_are_read_than_are_wanted(
         [reading] = session.acquire(tenant.queues(), prefetch=1000).readings
         seqs = [row[0] for row in connection.execute(FIRST, [tenant.tenant_id, WANTED])]
         with connection.transaction():
-            before = _read(connection)
+            before = _read(connection, "queued%")
             USES[use](session, connection, reading, tenant.tenant_id, seqs)
-            assert _read(connection) - before <= 2 * WANTED
+            assert _read(connection, "queued%") - before <= 2 * WANTED
 
 
-def _read(connection: psycopg.Connection) -> int:
-    row = connection.execute(READ).fetchone()
+def _read(connection: psycopg.Connection, tables: str) -> int:
+    row = connection.execute(READ, [tables]).fetchone()
     return 0 if row is None else int(row[0])
+
+
+def test_no_more_ids_are_read_than_are_looked_for_among_those_of_removed_messages(
+    database_url: str,
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ANALYZE")
+        connection.execute(
+            "INSERT INTO tenantry_fence.remembered_0"
+            " SELECT 1, hashtextextended(n::text, 0), hashtextextended(n::text, 1)"
+            " FROM generate_series(1, 5000) AS n"
+        )
+        before = _read(connection, "remembered%")
+        wanted = [str(number) for number in range(1, WANTED + 1)]
+        row = connection.execute("SELECT tenantry.remembered(1, %s)", [wanted]).fetchone()
+        assert row == (wanted,)
+        assert _read(connection, "remembered%") - before <= 3 * WANTED
+
+
+def test_no_more_idempotency_keys_are_read_than_are_due(database_url: str) -> None:
+    fill = (
+        "INSERT INTO tenantry.idempotency_keys (key, fingerprint, owner, turn)"
+        " SELECT n::text::bytea, '', (n % 5)::text::bytea, n / 5 FROM generate_series(1, 2000) AS n"
+    )
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE tenantry.idempotency_keys SET (autovacuum_enabled = false)")
+        connection.execute(fill)
+        connection.execute("DELETE FROM tenantry.idempotency_keys")
+        # As nothing is known of its columns, the planner goes by their number alone.
+        connection.execute("DELETE FROM pg_statistic")
+        connection.execute("VACUUM (TRUNCATE FALSE, ANALYZE) tenantry.idempotency_keys")
+        connection.execute(fill)
+        before = _read(connection, "idempotency_keys")
+        connection.execute(
+            "SELECT tenantry.claim_idempotency_key('1', 'new', '', interval '1 day', 390)"
+        )
+        assert _read(connection, "idempotency_keys") - before <= 100
+        row = connection.execute(
+            "SELECT count(*) FROM tenantry.idempotency_keys WHERE owner = '1'"
+        ).fetchone()
+        assert row == (391,)
+
+
+def test_letters_are_not_sorted_anew_for_each_message_that_is_matched_with_them(
+    database_url: str,
+) -> None:
+    fill = (
+        "INSERT INTO tenantry.dead_letters (tenant_id, id, fingerprint, copy, replays, recorded,"
+        " reason, error, attempts, dead_lettered_at, topic, partition, size)"
+        " SELECT t, gen_random_uuid(), sha256(n::text::bytea), 0, 0, true, 'x', 'x', 1, now(), 't',"
+        " 0, 1"
+        " FROM generate_series(1, 2000) AS n, unnest('{acme,b,c,d,e,f,g,h,i,j}'::text[]) AS t"
+    )
+    sql = queries("dead_letters")
+    given = {
+        "tenant": "acme",
+        "browse": None,
+        "named": [],
+        "ids": [],
+        "alike": [sha256(str(one).encode()).digest() for one in range(1, WANTED + 1)],
+        "died": [None] * WANTED,
+        "most": [1] * WANTED,
+    }
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE tenantry.dead_letters SET (autovacuum_enabled = false)")
+        connection.execute(fill)
+        connection.execute("DELETE FROM tenantry.dead_letters")
+        connection.execute("VACUUM (TRUNCATE FALSE, ANALYZE)")
+        connection.execute(fill)
+        with connection.transaction():
+            connection.execute(sql["lock"], given)
+            before = _read(connection, "dead_letters")
+            found = connection.execute(sql["rows"], given).fetchall()
+            assert len({row[0] for row in found}) == WANTED
+            assert _read(connection, "dead_letters") - before <= 2000 + 4 * WANTED
 
 
 def _fill(connection: psycopg.Connection, tenants: Sequence[TenantTopology]) -> None:
