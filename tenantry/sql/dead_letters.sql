@@ -3,8 +3,9 @@
 -- name: lock
 -- Letters of a tenant are matched by one at a time: two workers may have the same message. Which
 -- are the first is read from an index then: else all of the tenant's may be sorted, for each message.
+-- (Servers before 18 take a sort that can't be avoided to be so expensive that they would compile it.)
 SELECT tenantry.hold('dead_letters.' || %(tenant)s), clock_timestamp(),
-       set_config('enable_sort', 'off', true);
+       set_config('enable_sort', 'off', true), set_config('jit', 'off', true);
 
 -- name: rows
 -- A message with an id has one dead letter. Of one without there may be a million that are the
@@ -222,7 +223,8 @@ WHERE tenant_id = %(tenant)s AND NOT settled
   AND (%(since)s::timestamptz IS NULL OR dead_lettered_at >= %(since)s)
   AND (%(until)s::timestamptz IS NULL OR dead_lettered_at < %(until)s)
 GROUP BY GROUPING SETS ((topic, partition), ())
-ORDER BY topic NULLS FIRST, partition;
+-- All of them first. (Servers before 18 take a topic that is asked for to be the same in all rows.)
+ORDER BY grouping(topic) DESC, topic, partition;
 
 -- name: named
 SELECT id FROM tenantry.dead_letters

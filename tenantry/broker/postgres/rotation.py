@@ -102,7 +102,7 @@ class QueueRotation(PeriodicService):
         # Else all messages are read for the first queue, where the planner takes there to be none.
         connection.execute(
             "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off;"
-            " SET LOCAL enable_sort = off"
+            " SET LOCAL enable_sort = off; SET LOCAL jit = off"
         )
         row = connection.execute(self._sql["sweep"]).fetchone()
         swept = 0 if row is None else int(row[0])

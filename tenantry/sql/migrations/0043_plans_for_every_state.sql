@@ -74,7 +74,9 @@ $$;
 
 -- Both give the first few of many, which an index has in order: nothing is to be sorted for them.
 ALTER FUNCTION tenantry.look(text, integer) SET enable_sort = off;
+ALTER FUNCTION tenantry.look(text, integer) SET jit = off;
 ALTER FUNCTION tenantry.receive(text, integer) SET enable_sort = off;
+ALTER FUNCTION tenantry.receive(text, integer) SET jit = off;
 
 -- As before (migration 0033), but keys that are due are found first, and then looked up one by one.
 CREATE OR REPLACE FUNCTION tenantry.claim_idempotency_key(
