@@ -196,7 +196,7 @@ class PostgresMessageStore:
             turn = turns.take(tenant_id, len(batch), bodies, more=more, beside=beside)
             if turn is None:
                 return StoreResult(stored=0, duplicates=0, left=tuple(range(len(batch))))
-        size = 0
+        size, done = 0, False
         try:
             with (
                 store_errors(tenant_id, waited_for=UNFIT),
@@ -209,9 +209,10 @@ class PostgresMessageStore:
                 timed.plain = not (sifted.unstorable or duplicates)
                 reused = _reused(connection, tenant_id, sifted) if duplicates else ()
                 size = sifted.size
+            done = True
         finally:
             if turns is not None and turn is not None:
-                turns.ended(turn, max(0, size - bodies))
+                turns.ended(turn, max(0, size - bodies), stored=done)
         failpoints.reach("after_commit")
         unstorable = tuple(sorted(sifted.unstorable, key=lambda one: one.index))
         return StoreResult(

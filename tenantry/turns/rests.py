@@ -64,6 +64,18 @@ class Timed:
     plain: bool = True
 
 
+def rested(
+    claim: Callable[[float], float], now: Callable[[], float], sleep: Callable[[float], None]
+) -> bool:
+    """Sleep until `claim`, given the time, leaves no seconds; False after `PATIENCE`."""
+    until = now() + PATIENCE
+    while (left := claim(at := now())) > 0:
+        if at >= until:
+            return False
+        sleep(min(left, until - at))
+    return True
+
+
 class Rests:
     """Finds how long backlogs rest between batches. Callable from any thread.
 
@@ -97,12 +109,7 @@ class Rests:
 
     def rest(self, tenant_id: str) -> bool:
         """Rest before a batch of a backlog; False if it is still not to begin after `PATIENCE`."""
-        until = self._now() + PATIENCE
-        while (left := self.claim(tenant_id, now := self._now())) > 0:
-            if now >= until:
-                return False
-            self._sleep(min(left, until - now))
-        return True
+        return rested(lambda now: self.claim(tenant_id, now), self._now, self._sleep)
 
     def claim(self, tenant_id: str, now: float) -> float:
         """Begin a batch of a backlog; or give the seconds after which one may begin."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
+from tenantry.turns.backlogs import Backlogs
 from tenantry.turns.rests import Rests
 from tenantry.turns.room import Room
 from tenantry.turns.turns import Turn, Turns, Weights
@@ -65,6 +66,8 @@ class StoringTurns:
         )
         self.rests: Final = Rests(weights)
         """Rests of backlogs beside quiet tenants."""
+        self.backlogs: Final = Backlogs(weights, now=now)
+        """Tenants with backlogs, which may be held for the sake of those of other nodes."""
         self._pace: float | None = None
         """Seconds that a full batch takes, mostly."""
 
@@ -84,22 +87,38 @@ class StoringTurns:
     ) -> Turn | None:
         """Wait for the turn of a batch of so many bytes; None if it has not come in time.
 
-        It is to be `ended`. With `more` the tenant has a backlog: others do not go ahead of it. If
-        that is `beside` quiet tenants it rests before.
+        It is to be `ended`. With `more` the tenant has a backlog: others do not go ahead of it, and
+        it waits before as long as the node is held. If that is `beside` quiet tenants it rests.
         """
-        if beside and not self.rests.rest(tenant_id):
-            return None
         room = self.room(messages, size)
-        return self.turns.take(tenant_id, room, patience=PATIENCE, more=more)
+        if more:
+            self.backlogs.begun(tenant_id)
+            if not self.backlogs.rest(tenant_id, room):
+                self.backlogs.ended(tenant_id)
+                return None
+        turn = None
+        if not beside or self.rests.rest(tenant_id):
+            turn = self.turns.take(tenant_id, room, patience=PATIENCE, more=more)
+        if turn is None and more:
+            self.backlogs.ended(tenant_id, beyond=-room)
+        return turn
 
     def room(self, messages: int, size: int = 0) -> float:
         """Tell how much room a batch takes up, in full batches."""
         return messages / FULL + size / FULL_BYTES + TRANSACTION
 
-    def ended(self, turn: Turn, beside: int = 0) -> None:
-        """Note that a batch is stored, or is not; `beside` are bytes that were not known before."""
+    def ended(self, turn: Turn, beside: int = 0, *, stored: bool = True) -> None:
+        """Note that a batch is `stored`, or is not; `beside` are bytes that were not known."""
         work = turn.room + beside / FULL_BYTES
-        self.turns.ended(turn, lambda seconds: self._taken(work, seconds))
+
+        def taken(seconds: float) -> float:
+            took = self._taken(work, seconds)
+            if turn.more and turn.grant is not None:
+                beyond = took - turn.room
+                self.backlogs.ended(turn.grant.client, took if stored else 0.0, beyond=beyond)
+            return took
+
+        self.turns.ended(turn, taken)
 
     def _taken(self, work: float, seconds: float) -> float:
         seconds = min(seconds, LENT_AFTER)

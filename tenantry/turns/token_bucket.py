@@ -25,7 +25,7 @@ class TokenBucket:
         # Twenty times a twentieth is a little less than one.
         return max(0, int(self._tokens + 1e-9))
 
-    def take(self, count: int) -> None:
+    def take(self, count: float) -> None:
         """Take tokens; those that are not there are owed, and come in first."""
         self._tokens -= count
 

@@ -83,6 +83,8 @@ class Storing:
     def ask(self, name: str) -> None:
         one = self.tenants[name]
         room = self.turns.room(one.messages, one.size)
+        if one.more:
+            self.turns.backlogs.begun(name)
         turn = self.turns.turns.ask(name, room, more=one.more)
         one.waiting.append((turn, self.time))
         self._begin_all()
