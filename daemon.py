@@ -50,6 +50,7 @@ from tenantry.loops import Heartbeat
 from tenantry.messages.retention import Retention
 from tenantry.messages.retention_postgres import PostgresMessageRemovals
 from tenantry.metrics.recorder import Recorder
+from tenantry.nodes.balancing import Balancing
 from tenantry.nodes.cluster import NodesFromOne
 from tenantry.nodes.joining import Joined, Joining
 from tenantry.nodes.postgres import PostgresNodes
@@ -375,7 +376,12 @@ class Daemon:
         self._signals.patient = True
         sys.setswitchinterval(CROWDED_SWITCH)
         begin(supervisor)
-        service = MembershipService(stores.database, membership, after_turn=moves.write)
+        after_turn: list[Callable[[], object]] = []
+        if backends.turns is not None:
+            nodes = PostgresNodes(stores.database)
+            after_turn.append(Balancing(nodes, membership, backends.turns.backlogs).turn)
+        after_turn.append(moves.write)
+        service = MembershipService(stores.database, membership, after_turn=after_turn)
         membership.wake = service.wake
         self._threads.start("nodes", service)
         letters = DeadLetterKeeper(

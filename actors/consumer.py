@@ -256,7 +256,7 @@ class Consumer(SupervisedActor):
             if batch is None:
                 return
             if self._draining:
-                batch.beside = False
+                batch.more = batch.beside = False
             if not pool.give(batch):
                 redo.appendleft(batch)
 

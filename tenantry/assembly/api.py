@@ -138,6 +138,7 @@ def open_leader_api(
         lost_spans=lambda: _lost_spans(daemon=tracer.lost(), front=listeners.lost_spans()),
         waiting=lambda: 0 if backends.turns is None else backends.turns.waiting,
         backlog_part=lambda: 1.0 if backends.turns is None else backends.turns.rests.part,
+        backlogs_held_to=lambda: 0.0 if backends.turns is None else backends.turns.backlogs.held_to,
         keys_age=_keys_age(listeners),
         data_directory=None if settings.database.url.get_secret_value() else settings.postgres_dir,
     )

@@ -150,6 +150,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "tenantry_backlog_part": Family(
         "gauge", "The part of the time in which a backlog is worked off beside quiet tenants"
     ),
+    "tenantry_backlogs_held_to": Family(
+        "gauge", "Full batches a second of a backlog of weight 1, at most, for other nodes' sake"
+    ),
     "tenantry_store_seconds": Family("histogram", "Time a batch took to commit"),
     "tenantry_journal_append_seconds": Family("histogram", "Time an append to the journal took"),
     "tenantry_store_retries": Family(
@@ -238,6 +241,7 @@ class SystemCollector(Collector):
         refused: Callable[[], Mapping[tuple[str, str], int]] = dict,
         waiting: Callable[[], int] = int,
         backlog_part: Callable[[], float] = lambda: 1.0,
+        backlogs_held_to: Callable[[], float] = float,
         lost_spans: Callable[[], Mapping[tuple[str, str], int]] = dict,
         keys_age: Callable[[], float | None] = lambda: None,
         data_directory: Path | None = None,
@@ -257,6 +261,7 @@ class SystemCollector(Collector):
         self._refused = refused
         self._waiting = waiting
         self._backlog_part = backlog_part
+        self._backlogs_held_to = backlogs_held_to
         self._lost_spans = lost_spans
         self._keys_age = keys_age
         self._data_directory = data_directory
@@ -303,6 +308,7 @@ class SystemCollector(Collector):
         yield histogram("tenantry_batch_messages", {(): recorder.batch_sizes.read()})
         yield family("tenantry_batches_waiting", {(): self._waiting()})
         yield family("tenantry_backlog_part", {(): self._backlog_part()})
+        yield family("tenantry_backlogs_held_to", {(): self._backlogs_held_to()})
         yield histogram("tenantry_store_seconds", {(): recorder.store_seconds.read()})
         yield histogram("tenantry_journal_append_seconds", {(): recorder.append_seconds.read()})
         yield family("tenantry_store_retries", {(): recorder.delays})

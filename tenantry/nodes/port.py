@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from tenantry.terms.port import Standing
+from tenantry.turns.backlogs import NOTHING_YET, Progress
 from tenantry.unavailable import UnavailableError
 
 
@@ -58,6 +59,7 @@ class Node:
 
     It is `active` once it consumes, and `draining` while its tenants are to leave it. `rate` is in
     messages stored a second; `heard` in seconds since it renewed its term, by the database's clock.
+    `progress` is how far it has come with its backlogs, as it told last.
     """
 
     introduction: Introduction
@@ -67,6 +69,7 @@ class Node:
     joined_at: datetime
     standing: Standing
     heard: float
+    progress: Progress = NOTHING_YET
 
     @property
     def name(self) -> str:
@@ -100,6 +103,9 @@ class Nodes(Protocol):
 
     def report(self, name: str, *, active: bool, rate: float) -> None:
         """Store whether a node is active, and its rate."""
+
+    def tell(self, name: str, progress: Progress) -> None:
+        """Store how far a node has come with its backlogs."""
 
     def bury(self, name: str, seen: Standing) -> bool:
         """Fence off a node whose term has lapsed, and free its tenants.

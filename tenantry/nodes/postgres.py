@@ -13,6 +13,7 @@ from tenantry.database.pool import Database
 from tenantry.nodes.port import Introduction, Node, NodesUnavailableError, Owned
 from tenantry.sql import queries
 from tenantry.terms.port import Holder, Standing
+from tenantry.turns.backlogs import Progress
 
 PATIENCE: Final = 2.0
 """Seconds to wait for a connection."""
@@ -59,6 +60,18 @@ class PostgresNodes:
     def report(self, name: str, *, active: bool, rate: float) -> None:
         """See `Nodes.report`."""
         self._change("report", name=name, active=active, rate=rate)
+
+    def tell(self, name: str, progress: Progress) -> None:
+        """See `Nodes.tell`."""
+        self._change(
+            "tell_progress",
+            name=name,
+            seconds=progress.seconds,
+            weight=progress.weight,
+            work=progress.work,
+            batches=progress.batches,
+            held=progress.held,
+        )
 
     def undrain(self, name: str) -> bool:
         """Say that a node is not to be empty; False where there is no such node."""
@@ -132,7 +145,8 @@ class PostgresNodes:
 
 def _node(row: TupleRow) -> Node:
     name, version, weight, machine, socket, address, active, draining, rate, joined_at = row[:10]
-    number, beat, held, instance, host, pid, since, heard = row[10:]
+    number, beat, held, instance, host, pid, since, heard = row[10:18]
+    seconds, weighed, worked, batches, held_back = row[18:]
     return Node(
         introduction=Introduction(
             name=name,
@@ -154,6 +168,9 @@ def _node(row: TupleRow) -> Node:
             since=since.astimezone(UTC),
         ),
         heard=heard,
+        progress=Progress(
+            seconds=seconds, weight=weighed, work=worked, batches=batches, held=held_back
+        ),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import psycopg
@@ -38,9 +38,9 @@ class MembershipService:
         database: Database,
         membership: Membership,
         *,
-        after_turn: Callable[[], object] = lambda: None,
+        after_turn: Sequence[Callable[[], object]] = (),
     ) -> None:
-        """`after_turn` is called when a turn has been taken, and what follows it may wait."""
+        """Each of `after_turn` is called when a turn has been taken."""
         self._after_turn = after_turn
         self.heartbeat: Final = Heartbeat()
         self._database = database
@@ -85,7 +85,8 @@ class MembershipService:
         while not self._stopping.is_set():
             self.heartbeat.beat(LONGEST_TURN)
             self._membership.turn(told=told)
-            self._after_turn()
+            for go_on in self._after_turn:
+                go_on()
             self._wakeup.wait(connection.fileno(), LOOK_EVERY)
             self._wakeup.clear()
             # What a notice says is not believed. A server that has fallen silent is asked, too.

@@ -6,7 +6,9 @@ SELECT tenantry.open_node(%(name)s::text);
 -- name: introduce
 UPDATE tenantry.nodes
 SET version = %(version)s, weight = %(weight)s, machine = %(machine)s, socket = %(socket)s,
-    address = %(address)s, active = false, rate = 0, joined_at = clock_timestamp()
+    address = %(address)s, active = false, rate = 0, joined_at = clock_timestamp(),
+    progress_seconds = 0, progress_weight = 0, progress_work = 0, progress_batches = 0,
+    held_back = false
 WHERE name = %(name)s;
 
 -- name: forget_lost
@@ -22,7 +24,9 @@ SELECT name FROM tenantry.channels WHERE purpose = 'nodes';
 -- All nodes there are, with how their terms stand.
 SELECT n.name, n.version, n.weight, n.machine, n.socket, n.address, n.active, n.draining, n.rate,
        n.joined_at, t.number, t.beat, t.held, t.instance, t.host, t.pid, t.since,
-       extract(epoch FROM clock_timestamp() - t.renewed_at)::float8
+       extract(epoch FROM clock_timestamp() - t.renewed_at)::float8,
+       n.progress_seconds, n.progress_weight, n.progress_work, n.progress_batches,
+       n.held_back
 FROM tenantry.nodes AS n JOIN tenantry.terms AS t ON t.scope = 'node:' || n.name
 ORDER BY n.name;
 
@@ -35,6 +39,12 @@ GROUP BY o.node;
 -- name: report
 UPDATE tenantry.nodes SET active = %(active)s, rate = %(rate)s
 WHERE name = %(name)s AND (active, rate) IS DISTINCT FROM (%(active)s, %(rate)s::real);
+
+-- name: tell_progress
+UPDATE tenantry.nodes
+SET progress_seconds = %(seconds)s, progress_weight = %(weight)s, progress_work = %(work)s,
+    progress_batches = %(batches)s, held_back = %(held)s
+WHERE name = %(name)s;
 
 -- name: set_draining
 WITH changed AS (

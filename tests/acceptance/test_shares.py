@@ -1,4 +1,4 @@
-"""Tenants that compete on one daemon get their shares by weight."""
+"""Tenants that compete get their shares by weight: on one node, and roughly across nodes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import psycopg
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 
 from tenantry.domain import names
+from tenantry.nodes.membership import place
 from tenantry.tenant_client.amqp import TenantMessage
 from tenantry.tenant_client.connecting import client_for
 from tests.acceptance.program import Program, Tenant
@@ -144,3 +146,91 @@ def test_of_two_that_compete_one_with_three_times_the_weight_stores_three_times_
     )
     heavy, light = shares(batches(program), by_weight[HEAVY], by_weight[LIGHT])
     assert heavy / light == pytest.approx(HEAVY / LIGHT, rel=0.1)
+
+
+ONE_BY_ONE = """
+CREATE TABLE public.turn (taken bigint);
+INSERT INTO public.turn VALUES (0);
+CREATE FUNCTION public.one_by_one() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN UPDATE public.turn SET taken = taken + 1; PERFORM pg_sleep(0.04); RETURN NULL; END $$
+"""
+"""Makes all batches of all nodes wait for one another."""
+
+LONG_BACKLOG = 10_000
+
+ACROSS_NODES = {
+    "TENANTRY_PROCESSES": "2",
+    "TENANTRY_CONSUMER_BATCH_SIZE": "20",
+}
+
+
+def places(program: Program) -> dict[str, str]:
+    """Choose a tenant's name for each of the two nodes, once both are there."""
+
+    def active() -> list[str] | None:
+        there = [one["name"] for one in program.get("/nodes")["data"] if one["state"] == "active"]
+        return there if len(there) == 2 else None
+
+    weights = dict.fromkeys(eventually(active, what="two nodes"), 1.0)
+    words = (f"t{number}" for number in range(1000))
+    found: dict[str, str] = {}
+    while len(found) < len(weights):
+        word = next(words)
+        found.setdefault(place(program.name(word), weights) or "", word)
+    return found
+
+
+def stored(program: Program) -> dict[str, int]:
+    """Count the rows of each tenant."""
+    with psycopg.connect(program.database_url) as connection:
+        rows = connection.execute("SELECT tenant_id, count(*) FROM public.messages GROUP BY 1")
+        return dict(rows.fetchall())
+
+
+def held_to(program: Program) -> dict[str, float]:
+    """Return to what each node holds its backlogs."""
+    families = text_string_to_metric_families(program.call("GET", "/metrics").text)
+    samples = next(one.samples for one in families if one.name == "tenantry_backlogs_held_to")
+    return {one.labels["node"]: one.value for one in samples}
+
+
+def test_a_node_whose_tenant_weighs_less_is_held_while_another_nodes_tenant_gains_by_it(
+    database_url: str,
+) -> None:
+    with Program(None, database_url) as program:
+        program.start(**ACROSS_NODES)
+        (light_node, light_word), (heavy_node, heavy_word) = sorted(places(program).items())
+        by_weight = {
+            weight: program.create(word, workers=4)
+            for word, weight in ((light_word, LIGHT), (heavy_word, HEAVY))
+        }
+        for weight, tenant in by_weight.items():
+            path = f"/tenants/{tenant.id}/limits"
+            assert program.call("PUT", path, {"weight": weight}).is_success
+            pile_up(program, tenant, LONG_BACKLOG)
+        with psycopg.connect(program.database_url, autocommit=True) as connection:
+            connection.execute(ONE_BY_ONE)
+            tables = [
+                sql.Identifier("tenantry", names.partition_table_name(one.id))
+                for one in by_weight.values()
+            ]
+            for table in tables:
+                connection.execute(
+                    sql.SQL(
+                        "CREATE TRIGGER one_by_one AFTER INSERT ON {}"
+                        " FOR EACH STATEMENT EXECUTE FUNCTION public.one_by_one()"
+                    ).format(table)
+                )
+            for tenant in by_weight.values():
+                assert program.call("POST", f"/tenants/{tenant.id}/resume").is_success
+            assert {one["node"] for one in program.wait_logged("backlogs.held")} == {light_node}
+            eventually(lambda: held_to(program)[light_node] > 0, what="a hold")
+            assert held_to(program)[heavy_node] == 0
+            for table in tables:
+                connection.execute(sql.SQL("DROP TRIGGER one_by_one ON {}").format(table))
+        eventually(
+            lambda: stored(program) == {one.id: LONG_BACKLOG for one in by_weight.values()},
+            what="all messages stored",
+        )
+        eventually(lambda: held_to(program)[light_node] == 0, what="no hold any more")
+        program.check_no_traceback()

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from tenantry.nodes.port import Introduction, Node, NodesUnavailableError, Owned
 from tenantry.terms.port import Holder, Standing
+from tenantry.turns.backlogs import Progress
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -55,6 +56,9 @@ class NodesInMemory:
 
     def report(self, name: str, *, active: bool, rate: float) -> None:
         self._set(name, active=active, rate=rate)
+
+    def tell(self, name: str, progress: Progress) -> None:
+        self._set(name, progress=progress)
 
     def bury(self, name: str, seen: Standing) -> bool:
         now = self.nodes[name].standing

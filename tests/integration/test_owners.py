@@ -14,11 +14,15 @@ from tenantry.database.pool import Database
 from tenantry.messages.port import Incoming, StoreUnavailableError
 from tenantry.messages.postgres import PostgresMessageStore
 from tenantry.nodes.joining import Joined, Joining, scope_of
+from tenantry.nodes.port import Introduction, NodesUnavailableError
 from tenantry.nodes.port import Node as Seen
 from tenantry.nodes.postgres import PostgresNodes
 from tenantry.terms.port import Holder
 from tenantry.terms.postgres import PostgresTerms
+from tenantry.turns.backlogs import NOTHING_YET, Progress
 from tests.waiting import DEADLINE, eventually
+
+INTRODUCTION = Introduction(name="one", version="1", weight=1.0, machine="", socket="", address="")
 
 
 class Node:
@@ -174,6 +178,21 @@ def test_a_node_that_leaves_is_forgotten_unless_it_is_to_be_empty(
     PostgresNodes(database).leave("one", one.number)
     assert [node.name for node in two.nodes.look()] == ["two"]
     assert two.nodes.owners(["acme"])["acme"].node is None
+
+
+def test_each_node_sees_how_far_the_others_have_come_since_they_joined(
+    pair: tuple[Node, Node],
+) -> None:
+    one, two = pair
+    assert [node.progress for node in one.nodes.look()] == [NOTHING_YET, NOTHING_YET]
+    told = Progress(seconds=3.5, weight=7.0, work=1.25, held=True)
+    one.nodes.tell("one", told)
+    assert [node.progress for node in two.nodes.look()] == [told, NOTHING_YET]
+    one.nodes.introduce(INTRODUCTION)
+    assert [node.progress for node in two.nodes.look()] == [NOTHING_YET, NOTHING_YET]
+    assert two.nodes.bury("one", one.terms.look())
+    with pytest.raises(NodesUnavailableError, match="is over"):
+        one.nodes.tell("one", told)
 
 
 def test_daemons_that_begin_at_once_take_no_name_that_another_has_just_taken(

@@ -223,8 +223,9 @@ def test_storing_is_told_of_a_backlog_beside_quiet_tenants_where_they_are_consid
     assert tree.store.beside["flood"] is (others == 2)
 
 
+@pytest.mark.parametrize("why", ["beside", "more"], ids=["quiet tenants", "other nodes"])
 def test_what_is_given_back_as_it_rests_is_given_out_again_and_in_a_drain_without_a_rest(
-    in_portions_of_two: Tree, monkeypatch: pytest.MonkeyPatch
+    in_portions_of_two: Tree, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     tree, rested = in_portions_of_two, list[int]()
     tree.create("flood", workers=1)
@@ -236,7 +237,7 @@ def test_what_is_given_back_as_it_rests_is_given_out_again_and_in_a_drain_withou
     def never_while_it_rests(
         tenant_id: str, batch: Sequence[Incoming], *again: Any, **keywords: Any
     ) -> StoreResult:
-        if not keywords["beside"]:
+        if not keywords[why]:
             return store(tenant_id, batch, *again, **keywords)
         rested.append(len(batch))
         return StoreResult(stored=0, duplicates=0, left=tuple(range(len(batch))))
