@@ -1,12 +1,13 @@
 """`python -m bench.shares`: how weights share, what turns cost, and what a flood costs others.
 
 Two tenants have a backlog each, one has three times the weight: counted are the rows of each while
-both still have messages. Then one tenant's backlog, and ten tenants', is stored with turns and
-without, alternately, as other load on the machine varies: messages a second and processor time a
-message. Then some quiet tenants publish now and then, first alone and then while another tenant's
-backlog is stored, without consideration, with turns, and with turns and in portions: milliseconds
-from publishing to the commit. Last, the same over HTTP, where the other tenant keeps many lists of
-messages, or single ones (`--list 1`), under way.
+both still have messages, first on one node, and then on two, each of which has one of them. Then
+one tenant's backlog, and ten tenants', is stored with turns and without, alternately, as other load
+on the machine varies: messages a second and processor time a message. Then some quiet tenants
+publish now and then, first alone and then while another tenant's backlog is stored, without
+consideration, with turns, and with turns and in portions: milliseconds from publishing to the
+commit. Last, the same over HTTP, where the other tenant keeps many lists of messages, or single
+ones (`--list 1`), under way.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from bench.plot import Panel, write
 from bench.services import Services, as_json, by_process, compared, parser_for
 from bench.subject import Subject
 from tenantry.domain import names
+from tenantry.nodes.membership import place
 
 THREADS = 10
 """Threads that publish for the quiet tenants; each thread has its share of the tenants."""
@@ -64,6 +66,7 @@ class Options:
     seconds: float
     calls: int
     messages_a_call: int
+    across: int
     only: Sequence[str]
     ways: Sequence[str]
 
@@ -74,6 +77,8 @@ class Figures:
 
     rows: dict[str, int] = field(default_factory=dict)
     rows_rate: float = 0.0
+    across: dict[str, int] = field(default_factory=dict)
+    across_rate: float = 0.0
     cost: dict[str, list[tuple[float, dict[str, float]]]] = field(default_factory=dict)
     unloaded: list[float] = field(default_factory=list)
     loaded: dict[str, list[float]] = field(default_factory=dict)
@@ -101,6 +106,9 @@ class Shares:
         if "weights" in only:
             with self._services.running() as daemon:
                 self._weights(daemon)
+        if "across" in only:
+            with self._services.running({"TENANTRY_PROCESSES": "2"}) as daemon:
+                self._across(daemon)
         if "cost" in only:
             for number in range(self._options.rounds):
                 for turns in (True, False) if number % 2 else (False, True):
@@ -125,9 +133,13 @@ class Shares:
             daemon.call("PUT", f"/tenants/{tenant}/limits", json={"weight": weight})
         backlogs.pile_up(daemon, dict.fromkeys(weights, count))
         with self._publishing(quiet) if self._options.beside_quiet else nullcontext():
-            self._compete(daemon, weights, count)
+            found = self._compete(daemon, weights, count)
+        self._figures.rows, self._figures.rows_rate = found
 
-    def _compete(self, daemon: Subject, weights: Mapping[str, int], count: int) -> None:
+    def _compete(
+        self, daemon: Subject, weights: Mapping[str, int], count: int
+    ) -> tuple[dict[str, int], float]:
+        """Return the rows of each while both have messages, and rows a second."""
         backlogs = self._backlogs
         began = daemon.stored_of(weights)
         gone = lambda: _gone(daemon, began)  # noqa: E731
@@ -137,9 +149,26 @@ class Shares:
         first, at = gone(), time.perf_counter()
         wait_until(lambda: max(gone().values()) > count * 9 // 10, timeout=600)
         last, seconds = gone(), time.perf_counter() - at
-        self._figures.rows = {one: last[one] - first[one] for one in weights}
-        self._figures.rows_rate = sum(self._figures.rows.values()) / seconds
         wait_until(lambda: min(gone().values()) >= count, timeout=600)
+        rows = {one: last[one] - first[one] for one in weights}
+        return rows, sum(rows.values()) / seconds
+
+    def _across(self, daemon: Subject) -> None:
+        """Have two tenants compete that belong on different nodes."""
+        wait_until(lambda: len(nodes(daemon)) == 2, timeout=60)
+        one, other = nodes(daemon)
+        alike = dict.fromkeys((one, other), 1.0)
+        ids = [f"{who}{number}" for number in range(100) for who in ("heavy", "light")]
+        heavy = next(name for name in ids if name[0] == "h" and place(name, alike) == one)
+        light = next(name for name in ids if name[0] == "l" and place(name, alike) == other)
+        self._backlogs.create(daemon, [heavy, light])
+        weights = dict(zip((heavy, light), self._options.weights.values(), strict=True))
+        for tenant, weight in weights.items():
+            daemon.call("PUT", f"/tenants/{tenant}/limits", json={"weight": weight})
+        count = self._options.across
+        self._backlogs.pile_up(daemon, dict.fromkeys(weights, count))
+        rows, self._figures.across_rate = self._compete(daemon, weights, count)
+        self._figures.across = {"heavy": rows[heavy], "light": rows[light]}
 
     # What turns cost.
 
@@ -295,7 +324,7 @@ class Shares:
 
 def main() -> None:
     """Measure on some brokers, and print a table."""
-    parts = ("weights", "cost", "flood", "http")
+    parts = ("weights", "across", "cost", "flood", "http")
     parser = parser_for("shares", __doc__)
     parser.add_argument("--only", choices=parts, action="append", help="this part only")
     parser.add_argument("--weights", type=int, nargs=2, default=(HEAVY, LIGHT), help="of the two")
@@ -303,6 +332,9 @@ def main() -> None:
         "--beside-quiet", action="store_true", help="quiet tenants publish beside those two"
     )
     parser.add_argument("--messages", type=int, default=60_000, help="a backlog")
+    parser.add_argument(
+        "--across", type=int, default=800_000, help="a backlog of the two on different nodes"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of what turns cost")
     parser.add_argument("--tenants", type=int, action="append", help="so many, of what turns cost")
     parser.add_argument("--flood", type=int, default=200_000, help="messages of the flood")
@@ -322,6 +354,7 @@ def main() -> None:
         weights=dict(zip(("heavy", "light"), given.weights, strict=True)),
         beside_quiet=given.beside_quiet,
         messages=given.messages,
+        across=given.across,
         rounds=given.rounds,
         tenants=given.tenants or (1, 10),
         flood=given.flood,
@@ -341,6 +374,12 @@ def main() -> None:
         return
     for kind, one in found.items():
         show(kind, one, wanted.weights)
+
+
+def nodes(daemon: Subject) -> list[str]:
+    """Name the active nodes."""
+    shown = daemon.call("GET", "/nodes")["data"]
+    return [one["name"] for one in shown if one["state"] == "active"]
 
 
 def _gone(daemon: Subject, began: Mapping[str, int]) -> dict[str, int]:
@@ -363,11 +402,15 @@ def draw(path: Path, kind: str, one: Figures) -> None:
 def show(kind: str, one: Figures, weights: Mapping[str, int]) -> None:
     """Print the figures of a broker as a table."""
     table = Table(title=f"shares of tenants, {kind}", show_header=False)
-    if one.rows:
-        ratio = one.rows["heavy"] / one.rows["light"]
-        counts = ", ".join(f"{who} {count:,} rows" for who, count in one.rows.items())
-        wanted = " : ".join(str(weight) for weight in weights.values())
-        table.add_row(f"weights {wanted}", f"{ratio:.2f} : 1", f"{counts}, {one.rows_rate:,.0f}/s")
+    wanted = " : ".join(str(weight) for weight in weights.values())
+    for rows, rate, where in (
+        (one.rows, one.rows_rate, ""),
+        (one.across, one.across_rate, ", each on a node of its own"),
+    ):
+        if rows:
+            ratio = f"{rows['heavy'] / rows['light']:.2f} : 1"
+            counts = ", ".join(f"{who} {count:,} rows" for who, count in rows.items())
+            table.add_row(f"weights {wanted}{where}", ratio, f"{counts}, {rate:,.0f}/s")
     for key, runs in one.cost.items():
         rate = statistics.median(rate for rate, _ in runs)
         used = {who: statistics.median(cost[who] for _, cost in runs) for who in runs[0][1]}
