@@ -156,7 +156,8 @@ $$ BEGIN UPDATE public.turn SET taken = taken + 1; PERFORM pg_sleep(0.04); RETUR
 """
 """Makes all batches of all nodes wait for one another."""
 
-LONG_BACKLOG = 10_000
+LONG_BACKLOG = 16_000
+"""Lasts for several trials: the first may say little where other processes are busy."""
 
 ACROSS_NODES = {
     "TENANTRY_PROCESSES": "2",
