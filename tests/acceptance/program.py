@@ -320,6 +320,16 @@ class Program:
         finally:
             connection.close()
 
+    def call_until_taken(self, method: str, path: str, body: object = None) -> httpx.Response:
+        """Make a request, again while it is refused for now, as a client does that is told so."""
+
+        def send() -> httpx.Response | None:
+            answer = self.call(method, path, body)
+            for_now = answer.status_code == 503 and "retry-after" in answer.headers
+            return None if for_now else answer
+
+        return eventually(send, what=f"{method} {path} taken")
+
     def get(self, path: str) -> Any:
         answer = self.call("GET", path)
         assert answer.status_code == 200, (answer.status_code, answer.text)

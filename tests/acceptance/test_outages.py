@@ -40,11 +40,6 @@ def wait_consuming(program: Program, ledger: Ledger) -> None:
     eventually(lambda: ledger.stored() > stored, what="new rows")
 
 
-def taken(answer: httpx.Response) -> httpx.Response | None:
-    """Return the answer to a command; None if the command should be sent again later."""
-    return None if answer.status_code == 503 and "retry-after" in answer.headers else answer
-
-
 def test_cut_connections_are_made_anew_and_nothing_is_lost(
     running: Program, ledger: Ledger
 ) -> None:
@@ -125,7 +120,6 @@ def test_a_database_that_takes_no_connections_for_a_while_stops_nothing_for_good
     ledger.check(alive=running.check_running)
     # Without heartbeats the term may have expired by the time the database is back.
     after = {"name": "after", "id": running.name("after")}
-    answer = eventually(lambda: taken(running.call("POST", "/tenants", after)), what="a command")
-    assert answer.json()["state"] == "active"
+    assert running.call_until_taken("POST", "/tenants", after).json()["state"] == "active"
     assert running.stop() == 0
     assert running.ready_messages(tenant.queue) == 0

@@ -32,8 +32,8 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_is_lost_or_doubled(
         assert "tenantry/failpoints.py" in stuck["error"]
         ledger.wait_confirmed()
     ledger.check(alive=program.check_running)
-    assert scrape(program).value("tenantry_stuck_total", kind="worker") >= 1
     eventually(lambda: program.get("/status")["abandoned"] == [stuck["stuck"]])
+    assert scrape(program).value("tenantry_stuck_total", kind="worker") >= 1
     assert scrape(program).value("tenantry_abandoned_threads") == 1
     assert program.call("GET", "/healthz").status_code == 200
     top = program.cli("top", "--json").json
@@ -57,9 +57,9 @@ def test_a_tenant_that_hangs_in_a_command_is_replaced_and_its_neighbour_notices_
         answer = program.call("PUT", path, {"workers": 5}, timeout=DEADLINE)
         assert answer.status_code == 503
         assert program.wait_logged("actor.stuck")[0]["stuck"] == f"{tenant.id}/tenant"
-        eventually(lambda: program.status_of("/readyz") == 200, what="readyz 200")
-        answer = program.call("PUT", path, {"workers": 5})
+        answer = program.call_until_taken("PUT", path, {"workers": 5})
         assert (answer.status_code, answer.json()["workers_current"]) == (200, 5)
+        eventually(lambda: program.status_of("/readyz") == 200, what="readyz 200")
         ledger.wait_confirmed()
     ledger.check(alive=program.check_running)
     assert {one["tenant"] for one in program.events("tenant.restarts")} == {tenant.id}
