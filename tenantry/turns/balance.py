@@ -26,6 +26,9 @@ ENOUGH: Final = 12
 SETTLE: Final = 1.0
 """Seconds from the beginning of a trial in which nothing is measured."""
 
+RECENT: Final = 1.0
+"""Seconds by which it is judged whether tenants have only just come, or gone."""
+
 SILENT: Final = 2.5
 """Seconds without news after which a node is taken to have no backlogs."""
 
@@ -67,6 +70,8 @@ class Pace:
     work: float
     lately: float = 0.0
     """Full batches a second for each weight, over the longest window that is known."""
+    steady: bool = True
+    """Whether it weighs as much now as it did in all of the window."""
 
     @property
     def rate(self) -> float:
@@ -112,7 +117,11 @@ class Course:
     def pace(self, now: float) -> Pace | None:
         """Tell how fast the node is; None if it is not known."""
         known = [one for window in WINDOWS if (one := self.over(window, now, ENOUGH)) is not None]
-        return replace(known[0], lately=known[-1].rate) if known else None
+        if not known:
+            return None
+        recent = self.over(RECENT, now)
+        steady = recent is None or recent.weighs_like(known[0])
+        return replace(known[0], lately=known[-1].rate, steady=steady)
 
     def over(self, window: float, now: float, enough: int = 0) -> Pace | None:
         """Tell how fast it was in the latest so many seconds; None if too little was seen."""
@@ -138,12 +147,14 @@ class Standing:
     each: Mapping[str, Pace]
 
     def behind(self) -> Standing | None:
-        """Leave out the others that this node is not ahead of."""
+        """Leave out the others that this node is not ahead of, or not long enough to tell."""
         each = {
             name: one
             for name, one in self.each.items()
-            if max(one.rate, one.lately) * AHEAD < self.mine.rate
+            if one.steady and max(one.rate, one.lately) * AHEAD < self.mine.rate
         }
+        if not self.mine.steady:
+            return None
         return Standing(mine=self.mine, each=each) if each else None
 
     def among(self, names: Iterable[str]) -> Standing | None:

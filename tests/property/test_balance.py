@@ -295,6 +295,19 @@ def test_where_all_become_slower_as_a_trial_begins_the_way_back_tells_what_it_is
     assert not light.balance.trying
 
 
+def test_tenants_that_have_only_just_come_are_not_tried_for_before_it_shows_how_they_weigh() -> None:
+    # So slow that it takes some seconds until it is known how fast they are.
+    nodes = pair(1, capacity=2.0)
+    nodes.run(2.0)
+    nodes.nodes["heavy"].weight = 3
+    light = nodes.nodes["light"]
+    while not light.balance.trying:
+        nodes.step()
+    nodes.run(SETTLE + WINDOWS[1] + LOOK)
+    assert light.held < inf
+    assert not light.balance.trying
+
+
 def test_what_has_paid_is_not_tried_again_when_a_backlog_comes_back_soon() -> None:
     nodes = pair(4)
     nodes.nodes["heavy"].works = lambda now: not 30 < now < 45
