@@ -9,7 +9,7 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final, Protocol
 
 import structlog
@@ -99,6 +99,10 @@ class Threads:
         self._watched(name, thread, getattr(what, "heartbeat", None), vital=vital)
 
 
+class StoppedError(Exception):
+    """Work in several steps ends with the latest, as its thread is to end."""
+
+
 class Schedules:
     """Periodic work, each kind on a thread of its own; while `when` returns False, it rests.
 
@@ -116,11 +120,22 @@ class Schedules:
     ) -> None:
         """Do `work` every so many seconds; never, if that is 0.
 
-        `work` gets a function to call between its steps, so that it does not count as hung.
+        `work` gets a function to call between its steps, so that it does not count as hung. That
+        raises `StoppedError` when the work is to end.
         """
+
+        def go_on() -> None:
+            service.go_on()
+            if service.stopping:
+                raise StoppedError
+
+        def turn() -> None:
+            with suppress(StoppedError):
+                work(go_on)
+
         if seconds:
             service = PeriodicService(
-                lambda: work(service.go_on),
+                turn,
                 every=seconds,
                 longest=LONGEST_STEP,
                 jitter=0.2,  # so that daemons started together don't ask all at once

@@ -286,9 +286,14 @@ class Program:
             lines = [line for line in self.stderr.splitlines() if "Traceback" in line]
             pytest.fail("\n".join(lines).replace("\\n", "\n"))
 
+    @property
+    def logged(self) -> list[str]:
+        """The lines on stderr from all runs; the last one may be half written, and is left out."""
+        return [line for line in self.stderr.splitlines(keepends=True) if line.endswith("\n")]
+
     def events(self, name: str) -> list[dict[str, Any]]:
         """Return the log's events of this name, from all runs."""
-        entries = [json.loads(line) for line in self.stderr.splitlines() if line.startswith("{")]
+        entries = [json.loads(line) for line in self.logged if line.startswith("{")]
         return [entry for entry in entries if entry["event"] == name]
 
     def wait_logged(self, name: str, count: int = 1) -> list[dict[str, Any]]:

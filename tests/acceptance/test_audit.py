@@ -9,6 +9,8 @@ from tests.acceptance.program import Program, Tenant, in_background
 from tests.acceptance.test_metrics import publish, scrape
 from tests.waiting import eventually
 
+OUTCOMES = ("stored", "duplicates", "dead_lettered")
+
 
 def pour(tenant: Tenant, count: int) -> None:
     """Publish so many messages; every tenth is a repetition, every twentieth bad.
@@ -35,7 +37,9 @@ def test_three_rows_deleted_by_hand_show_as_three(program: Program) -> None:
     program.start()
     tenant, other = program.create(), program.create("other")
     pour(tenant, 100)
-    eventually(lambda: program.runtime(tenant)["stored"] == 90, what="90 rows")
+    eventually(
+        lambda: [program.runtime(tenant)[name] for name in OUTCOMES] == [90, 5, 5], what="outcomes"
+    )
     before = program.cli("audit", "--json")
     assert before.code == 0, before.stdout
     shown = {one["tenant_id"]: one for one in before.json["tenants"]}[tenant.id]

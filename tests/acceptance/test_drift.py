@@ -203,7 +203,7 @@ def test_a_partition_that_was_detached_is_attached_again_under_load(
     with psycopg.connect(often.database_url) as connection:
         query = "SELECT count(*) FROM public.messages WHERE tenant_id = %s"
         row = connection.execute(query, [tenant.id]).fetchone()
-    assert row == (often.runtime(tenant)["stored"],)
+    eventually(lambda: row == (often.runtime(tenant)["stored"],), what="all rows counted")
 
 
 def test_a_tenant_whose_detached_partition_cant_be_attached_starts_and_stores(

@@ -9,7 +9,7 @@ import pika
 import psycopg
 
 from tests.acceptance.program import Program, Tenant, in_background
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 def publish(tenant: Tenant, *bodies: bytes, key: str = "default") -> None:
@@ -29,7 +29,7 @@ def reject(tenant: Tenant, queue: str, count: int) -> None:
     with pika.BlockingConnection(pika.URLParameters(tenant.amqp_url)) as connection:
         channel = connection.channel()
         channel.basic_qos(prefetch_count=count)
-        messages = channel.consume(queue, inactivity_timeout=30)
+        messages = channel.consume(queue, inactivity_timeout=DEADLINE)
         for _, (method, _, _) in zip(range(count), messages, strict=False):
             assert method is not None, f"no {count} messages in {queue}"
             channel.basic_reject(method.delivery_tag, requeue=False)

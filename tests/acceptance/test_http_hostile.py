@@ -66,8 +66,8 @@ def settings() -> dict[str, str]:
 def hostile(shared: Program) -> Iterator[tuple[Program, Tenant]]:
     program = shared
     yield program, program.create(topics=["logs"])
-    assert program.status_of("/healthz") == 200
-    for line in program.stderr.splitlines():
+    assert program.call("GET", "/healthz").status_code == 200
+    for line in program.logged:
         entry = json.loads(line)
         assert isinstance(entry, dict)
         assert not str(entry["event"]).startswith("forged")

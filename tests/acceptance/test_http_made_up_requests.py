@@ -78,7 +78,7 @@ def test_a_running_daemon_answers_as_described(program: Program, secret: str) ->
     assert api.answers.total() >= EXAMPLES * len(left)
     assert program.status_of("/healthz") == 200
     eventually(lambda: program.status_of("/readyz") == 200)
-    for line in program.stderr.splitlines():
+    for line in program.logged:
         assert isinstance(json.loads(line), dict)
     assert not program.events("api.request_crashed")
     for one in program.get("/tenants?limit=1000")["data"]:

@@ -277,7 +277,7 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(
             own_server.kill()
             own_server.start()
             rows_of(program, tenant, 500 * (round_ + 1))
-        assert program.runtime(tenant)["stored"] == 1500
+        eventually(lambda: program.runtime(tenant)["stored"] == 1500, what="all rows counted")
         assert program.stop() == 0
         program.check_no_traceback()
 

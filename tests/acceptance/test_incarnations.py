@@ -148,6 +148,7 @@ def test_nothing_of_a_former_tenant_reaches_the_one_that_has_its_id(
     program.call("POST", f"{path}/sql-access")
     program.call("POST", f"{path}/consumer-access")
     eventually(lambda: program.runtime(tenant)["dead_lettered"] == 1, what="a dead letter")
+    eventually(lambda: not program.ready_messages(tenant.queue), what="an empty queue")
     first = eventually(lambda: (p := program.get(page))["data"] and p, what="a row")
     with psycopg.connect(program.database_url, autocommit=True) as connection:
         assert set(tables(connection)) == FATES.keys()

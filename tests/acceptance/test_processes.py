@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tenantry.nodes.membership import place
 from tests.acceptance.program import Program
 from tests.ledger import Ledger
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 TENANTS = 8
 
@@ -69,16 +69,23 @@ def test_processes_share_the_work_and_are_one_service_to_whoever_looks(
     assert before.keys() == after.keys()
     assert len(set(before.values()) & set(after.values())) == 2
     ledger.check(alive=program.check_running)
-    text = program.call("GET", "/metrics").text
-    families = {one.name: one for one in text_string_to_metric_families(text)}
-    assert len(re.findall("^# TYPE messages_processed_total ", text, re.MULTILINE)) == 1
-    stored = families["messages_processed"].samples
-    assert {one.labels["tenant_id"] for one in stored} == {one.id for one in tenants}
     # Placement follows from the tenants' ids: with few tenants a node may have none.
     weights = dict.fromkeys(after, 1.0)
-    assert {one.labels["node"] for one in stored} == {place(one.id, weights) for one in tenants}
+    expected = {(one.id, place(one.id, weights)) for one in tenants}
+
+    def shown() -> bool:
+        text = program.call("GET", "/metrics").text
+        assert len(re.findall("^# TYPE messages_processed_total ", text, re.MULTILINE)) == 1
+        families = {one.name: one for one in text_string_to_metric_families(text)}
+        stored = families["messages_processed"].samples
+        found = {(one.labels["tenant_id"], one.labels["node"]) for one in stored}
+        assert found <= expected
+        return found == expected
+
+    eventually(shown, what="the metrics of all processes: one may be late to answer")
     port = program.get("/info")["server"]["port"]
-    assert httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
+    ready = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=DEADLINE, trust_env=False)
+    assert ready.status_code == 200
     assert program.stop() == 0
     for pid in after.values():
         with pytest.raises(ProcessLookupError):

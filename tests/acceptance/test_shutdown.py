@@ -105,7 +105,13 @@ def test_what_is_unfinished_at_the_deadline_is_named_and_stored_after_the_next_s
     with held_up(program, tenant):
         with ledger.publishing([(tenant.id, tenant.amqp_url)], rate=500):
             ledger.wait_confirmed()
-        eventually(lambda: program.runtime(tenant)["unsettled"] > 0, what="unsettled deliveries")
+        eventually(
+            lambda: (
+                program.runtime(tenant)["unsettled"] >= ledger.confirmed
+                and not program.ready_messages(tenant.queue)
+            ),
+            what="all deliveries unsettled",
+        )
         unsettled = program.runtime(tenant)["unsettled"]
         began = time.monotonic()
         # The lock that the drain waits for is still held.

@@ -158,7 +158,7 @@ def test_on_the_embedded_broker_a_standby_takes_over_as_well(
     for one in (program, standby):
         one.settings["RABBITMQ_URL"] = ""
     program.spawn()
-    program.wait_ready(30)
+    program.wait_ready()
     tenant = program.create(topics=["events"])
 
     def publish(to: Program, first: int) -> None:

@@ -84,7 +84,7 @@ def test_sighup_at_a_start_is_harmless_and_sigterm_at_any_moment_of_it_ends_it(
     # So early there are no settings yet to reload.
     eventually(lambda: hears(process.pid, signal.SIGHUP), what="a handler")
     process.send_signal(signal.SIGHUP)
-    program.wait_ready(60)
+    program.wait_ready()
     assert program.create().id
     assert program.stop() == 0
     for _ in range(examples(2, 8)):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.acceptance.program import Program
 from tests.services_rabbitmq import RabbitHost
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 WATCHDOG_SECONDS = 1.5
 
@@ -41,7 +41,9 @@ class Manager:
                 return self.heard
             self.heard.append(dict(line.split("=", 1) for line in text.splitlines()))
 
-    def wait_for(self, name: str, count: int = 1, *, timeout: float = 30) -> list[dict[str, str]]:
+    def wait_for(
+        self, name: str, count: int = 1, *, timeout: float = DEADLINE
+    ) -> list[dict[str, str]]:
         def told() -> list[dict[str, str]]:
             found = [one for one in self.listen() if name in one]
             return found if len(found) >= count else []

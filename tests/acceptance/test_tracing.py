@@ -29,7 +29,8 @@ def one(collecting: Collector, name: str, trace: str) -> Collected:
 def buckets(program: Program, family: str) -> str:
     """Return a histogram's buckets as a scraper of OpenMetrics reads them."""
     request = httpx.Request("GET", "http://localhost/metrics", headers={"Accept": OPENMETRICS})
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(program.socket))) as client:
+    transport = httpx.HTTPTransport(uds=str(program.socket))
+    with httpx.Client(transport=transport, timeout=DEADLINE) as client:
         text = client.send(request).text
     return "\n".join(line for line in text.splitlines() if line.startswith(f"{family}_bucket"))
 
