@@ -24,7 +24,6 @@ from tenantry.database.errors import DatabaseUnavailableError, DatabaseUrlError
 from tenantry.database.liveness import has_died
 from tenantry.database.pool import Connection, Database
 from tenantry.messages.postgres import PostgresMessageStore
-from tests.ports import free_port
 from tests.services_postgres import running_server
 from tests.waiting import DEADLINE, eventually
 
@@ -79,8 +78,10 @@ def lose(borrowed: AbstractContextManager[Connection], database_url: str) -> Non
 
 
 def test_an_unreachable_server_is_named_with_a_remedy() -> None:
-    port = free_port()
-    failure = failure_of(f"postgresql://bob:{quote(SECRET)}@127.0.0.1:{port}/shop")
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # held, so that nobody else listens there
+        port = unheard.getsockname()[1]
+        failure = failure_of(f"postgresql://bob:{quote(SECRET)}@127.0.0.1:{port}/shop")
     assert str(failure) == (
         f'can\'t connect to PostgreSQL at 127.0.0.1:{port}, database "shop": connection refused; '
         "start the server or correct database.url (DATABASE_URL)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -15,7 +16,6 @@ import pytest
 
 from scripts import bill
 from tests.depth import THOROUGH
-from tests.ports import free_port
 from tests.waiting import DEADLINE
 
 
@@ -65,17 +65,19 @@ def test_the_bill_is_cyclonedx_and_complete(tmp_path: Path) -> None:
 
 def test_a_service_that_is_out_of_reach_is_told_of_and_fails_nothing() -> None:
     pytest.importorskip("pip_audit", reason="`make audit` installs it")
-    nowhere = f"http://127.0.0.1:{free_port()}"
-    said = subprocess.run(
-        [sys.executable, "-m", "scripts.bill", "audit"],
-        env=os.environ
-        | {"HTTPS_PROXY": nowhere, "https_proxy": nowhere, "NO_PROXY": "", "no_proxy": ""},
-        cwd=Path(bill.__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=2 * DEADLINE,
-        check=False,
-    )
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # held, so that nobody else listens there
+        nowhere = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        said = subprocess.run(
+            [sys.executable, "-m", "scripts.bill", "audit"],
+            env=os.environ
+            | {"HTTPS_PROXY": nowhere, "https_proxy": nowhere, "NO_PROXY": "", "no_proxy": ""},
+            cwd=Path(bill.__file__).parents[1],
+            capture_output=True,
+            text=True,
+            timeout=2 * DEADLINE,
+            check=False,
+        )
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith("pip-audit: nothing was audited: ")
     assert said.stdout.count("\n") == 1
