@@ -236,8 +236,8 @@ def test_a_message_that_comes_again_while_its_row_is_being_removed_is_a_duplicat
             lambda: (
                 execute(
                     database,
-                    "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid'"
-                    " AND NOT granted AND database IS NULL",
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND (wait_event_type, wait_event) = ('Lock', 'transactionid')",
                 )
                 == [(1,)]
             ),
