@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
@@ -135,15 +135,18 @@ class BrokerApi:
             topology=topology_of(self.tenants[tenant_id]), credentials=rotate(self, tenant_id)
         )
 
-    def cut_connections(self) -> int:
-        mine = [
-            one["name"]
-            for one in self.http.get("/connections").raise_for_status().json()
-            if str(one.get("user", "")).startswith(self._prefix)
-        ]
-        for name in mine:
-            self.http.delete(f"/connections/{quote(name, safe='')}")
-        return len(mine)
+    def cut_connections(self, least: int = 1) -> bool:
+        """Close its users' connections, once there are so many; tell whether it did.
+
+        By user: the list of all has a connection only once statistics of it were gathered.
+        """
+        users = [self.user(one, kind) for one in tuple(self.tenants) for kind in UserKind]
+        of_each = [f"/connections/username/{user}" for user in users]
+        there = sum(len(self.http.get(one).raise_for_status().json()) for one in of_each)
+        if there < least:
+            return False
+        answers = [self.http.delete(one) for one in of_each]
+        return all(one.is_success for one in answers)
 
 
 def depth(channel: Any, queue: str) -> int:

@@ -128,17 +128,33 @@ def test_a_tenant_that_is_not_there_is_made_and_keeps_its_producers_password(
         pass
 
 
-def test_consumers_share_a_topic_and_what_one_that_dies_had_goes_to_another(api: BrokerApi) -> None:
+def test_consumers_share_a_topic_and_what_one_that_dies_had_goes_to_another(
+    api: BrokerApi, channel: Any
+) -> None:
+    queues = [names.group_queue_name("1", topic) for topic in TOPICS]
+
+    def send() -> None:
+        produce(small(tenants=1, batches=30, interval=0.05), api, say=lambda _line: None)
+
+    def readers(queue: str) -> int:
+        count: int = channel.queue_declare(queue, passive=True).method.consumer_count
+        return count
+
+    def by() -> set[str]:
+        return {line.split("consumer: ")[1][0] for line in run.lines if line.startswith("Received")}
+
     with following(api, options(tenants=1, consumers=2, follow=True)) as run:
-        cut = threading.Thread(target=lambda: eventually(api.cut_connections))
-        cut.start()
-        produce(small(tenants=1, batches=30, interval=0.05), api,
-                say=lambda _line: None)  # fmt: skip
-        cut.join(DEADLINE)
+        # Who comes alone is given all that has been sent by then.
+        eventually(lambda: all(readers(queue) == 2 for queue in queues), what="two of each topic")
+        sending = threading.Thread(target=send)
+        sending.start()
+        eventually(lambda: by() == {"1", "2"}, what="messages for both")
+        eventually(api.cut_connections)
+        sending.join(DEADLINE)
         eventually(lambda: run.received >= 900, what="all that was sent")
-        by = {line.split("consumer: ")[1][0] for line in run.lines if line.startswith("Received")}
-        assert by == {"1", "2"}
-        assert any(line.startswith("Retrying: ") for line in run.lines)
+        eventually(
+            lambda: any(line.startswith("Retrying: ") for line in run.lines), what="another try"
+        )
     assert run.result is not None
     assert run.result.succeeded
     assert quietly(api, tenants=1).total.received == 0
