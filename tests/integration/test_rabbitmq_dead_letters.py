@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -88,6 +88,13 @@ class Queue:
         return found
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a walk wait for a message, and for a count, as long as that takes."""
+    for name in ("QUIET_SECONDS", "COUNT_SECONDS"):
+        monkeypatch.setattr(dead_letters, name, DEADLINE)
+
+
 @pytest.fixture(params=["quorum", "classic"])
 def queue(request: pytest.FixtureRequest, rabbitmq: RabbitHost) -> Iterator[Queue]:
     made = Queue(rabbitmq, request.param)
@@ -153,7 +160,10 @@ def test_a_walk_that_fails_leaves_what_was_not_removed(queue: Queue) -> None:
     assert queue.bodies() == [b"0", b"1", b"2"]
 
 
-def test_what_comes_during_a_walk_is_for_the_next(queue: Queue) -> None:
+def test_what_comes_during_a_walk_is_for_the_next(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "COUNT_SECONDS", 1.0)  # it waits in vain
     queue.reject(b"0", b"1")
     with queue.letters.browse("acme") as browser:
         assert len(browser.next(1)) == 1
@@ -241,21 +251,31 @@ def test_of_large_messages_few_are_asked_for_at_once_and_all_of_them_come(
 def test_a_message_that_comes_slowly_is_not_in_somebody_elses_hands(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_letters, "QUIET_SECONDS", 0.1)
     body = bytes(2_000_000)
     queue.channel.basic_publish("dlx_exchange", "acme", body)
     eventually(lambda: queue.ready() == 1)
     read = FrameReadingConnection._on_data_available
-
-    def slowly(self: FrameReadingConnection, data: bytes) -> None:
-        if len(data) > 30_000:
-            time.sleep(0.02)  # a line on which the whole takes many times as long as is quiet
-        read(self, data)
-
-    monkeypatch.setattr(FrameReadingConnection, "_on_data_available", slowly)
+    pieces = 0
     with queue.letters.browse("acme") as browser:
-        (letter,) = browser.next(10)
+        driven, wait = browser._driven, browser._driven.wait
+
+        def read_a_piece(self: FrameReadingConnection, data: bytes) -> None:
+            nonlocal pieces
+            pieces += 1
+            read(self, data)
+            driven.wake()
+
+        def wait_for_a_piece(done: Callable[[], bool], *given: Any, **more: Any) -> None:
+            # As on a line on which the next piece takes longer than is quiet.
+            seen = pieces
+            wait(lambda: done() or pieces > seen, *given, **more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(FrameReadingConnection, "_on_data_available", read_a_piece)
+            patched.setattr(driven, "wait", wait_for_a_piece)
+            (letter,) = browser.next(10)
         assert browser.complete
+    assert pieces > 10
     assert letter.message.body == body
 
 
@@ -285,11 +305,12 @@ def test_one_walk_of_a_tenant_at_a_time(queue: Queue) -> None:
 def test_messages_in_somebody_elses_hands_are_not_waited_for(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_letters, "QUIET_SECONDS", 0.3)
     queue.reject(b"0", b"1", b"2")
     other = queue.connection.channel()
     with queue.letters.browse("acme") as browser:
         assert len(browser.next(1)) == 1
+        browser._driven.wait(lambda: len(browser._arrived) == 2, DEADLINE)
+        monkeypatch.setattr(dead_letters, "QUIET_SECONDS", 0.3)
         browser._left += 5  # as if more had been counted
         assert browser.complete
         assert len(browser.next(10)) == 2
