@@ -39,6 +39,8 @@ class Scene:
         self.sent = {one: {f"{one}-1": entry(draft(f"{one}-1"), DEFAULT)} for one in TENANTS}
         self.connection = pika.BlockingConnection(pika.URLParameters(host.url))
         self.channel = self.connection.channel()
+        # What is judged is read by another connection: it has to lie there by then.
+        self.channel.confirm_delivery()
         for tenant_id in TENANTS:
             self.store.create_partition(tenant_id)
             self.channel.queue_declare(f"tenant_{tenant_id}_dead_letters")
