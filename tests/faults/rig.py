@@ -32,11 +32,11 @@ from tests.ledger import DEFAULT, LIGHT, Draft, Ledger, Maker, Record, Target, m
 from tests.rabbitmq_cluster import PrivateCluster
 from tests.rabbitmq_node import PrivateNode
 from tests.services_rabbitmq import RabbitHost
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 Broker: TypeAlias = Literal["rabbitmq", "embedded", "iggy"]
 
-PATIENCE = 60.0
+PATIENCE = DEADLINE
 """Seconds that a single wait may take before the experiment gives up."""
 
 SAMPLE_EVERY = 0.25

@@ -30,6 +30,12 @@ from tests.waiting import DEADLINE, eventually
 SECRET = "s3cret-pässword"
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have callers wait for a connection as long as a busy machine needs to make one."""
+    monkeypatch.setattr("tenantry.database.pool.ACQUIRE_TIMEOUT", DEADLINE)
+
+
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
     """A server of the test's own, to stop and start at will."""

@@ -177,7 +177,7 @@ def test_a_waiter_without_a_listener_looks_by_itself(database: Database, databas
     other.open()
     store = PostgresEventStore(database)
     answers = []
-    waiter = threading.Thread(target=lambda: answers.append(store.wait_for_events(0, 60)))
+    waiter = threading.Thread(target=lambda: answers.append(store.wait_for_events(0, DEADLINE)))
     waiter.start()
     append(PostgresEventStore(other))
     waiter.join(DEADLINE)
@@ -199,7 +199,7 @@ def test_a_listener_comes_back_after_its_connection_is_lost(
         position = append(PostgresEventStore(other))[0].position
         other.close()
         # Whether it was appended before or after it listens again, it is heard of.
-        assert listener.appends.wait(position - 1, 30)
+        assert listener.appends.wait(position - 1, DEADLINE)
 
 
 def test_a_listener_stops_before_it_has_ever_connected() -> None:

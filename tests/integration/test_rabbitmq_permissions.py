@@ -261,6 +261,7 @@ def test_a_tenant_enters_no_other_virtual_host_and_not_the_management_api(
             f"http://{management.hostname}:{management.port}/api/{path}",
             auth=(credentials.username, credentials.password),
             trust_env=False,
+            timeout=DEADLINE,
         )
         assert answer.status_code == httpx.codes.UNAUTHORIZED
 
@@ -405,7 +406,9 @@ def connections_of(broker: Broker, user: str) -> list[object]:
     """Give the connections of a user that RabbitMQ would close by its name."""
     assert broker.host is not None
     listed = httpx.get(
-        f"{broker.host.management_url}/api/connections/username/{user}", trust_env=False
+        f"{broker.host.management_url}/api/connections/username/{user}",
+        trust_env=False,
+        timeout=DEADLINE,
     )
     return list(listed.raise_for_status().json())
 

@@ -22,6 +22,9 @@ from tests.waiting import eventually
 TAKEOVER = 15.0
 """Seconds within which the contract promises that a killed node's tenants consume elsewhere."""
 
+STRANDED = 60.0
+"""Seconds that it may take where a node is cut off from the broker alone."""
+
 TENANTS = 6
 
 STEPS = (-5400, -3600, -70, 70, 3600, 5400)
@@ -159,7 +162,7 @@ class Storm:
         assert victim.broker is not None
         victim.broker.freeze()
         victim.broker.cut_all()
-        self.took("strand", victim, promised=PATIENCE)
+        self.took("strand", victim, promised=STRANDED)
         victim.broker.thaw()
         return False
 
