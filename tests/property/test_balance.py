@@ -295,9 +295,7 @@ def test_where_all_become_slower_as_a_trial_begins_the_way_back_tells_what_it_is
     assert not light.balance.trying
 
 
-def test_tenants_that_have_only_just_come_are_not_tried_for_before_it_shows_how_they_weigh() -> (
-    None
-):
+def test_tenants_that_have_just_come_are_not_tried_for_before_it_shows_how_they_weigh() -> None:
     # So slow that it takes some seconds until it is known how fast they are.
     nodes = pair(1, capacity=2.0)
     nodes.run(2.0)
