@@ -283,11 +283,12 @@ class Supervisor(SupervisedActor):
         if self._tenants.get(tenant_id) == ref:
             del self._tenants[tenant_id]
             self._restarts.forget(tenant_id)
-            self._runtime.forget(tenant_id)
             self._ports.weights.weigh(tenant_id, 1)
             self._ports.observer.tenant_gone(tenant_id)
             self._ports.dead_letter_events.forget(tenant_id)
             self._ports.ownership.gone(tenant_id)
+            # Last: whoever sees that the tenant is gone finds nothing else of it.
+            self._runtime.forget(tenant_id)
         self._runtime.departures.let_go(ref)
         self._undrained.discard(tenant_id)
         self._drained_if_done()
@@ -442,9 +443,9 @@ class Supervisor(SupervisedActor):
         ref = self._tenants.pop(tenant_id, None)
         if ref is not None:
             self._runtime.departures.let_go(ref)
-        self._runtime.forget(tenant_id)
         self._ports.weights.weigh(tenant_id, 1)
         self._ports.observer.tenant_gone(tenant_id)
+        self._runtime.forget(tenant_id)
         self._ports.ownership.released(tenant_id)
 
     # Draining.
