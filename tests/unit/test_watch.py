@@ -50,6 +50,7 @@ def test_a_worker_that_hangs_is_replaced_and_what_it_says_later_does_not_count(
     del tree.store.gates[b'"slow"']
     tree.pass_time(61)
     eventually(lambda: tree.subscription("a").acked == [1])
+    eventually(lambda: not tree.runtime.tenant("a").in_flight)
     assert tree.runtime.tenant("a").workers["worker-1"] is not old
     assert +Counter(recorder.stuck()) == {"worker": 1}
     assert recorder.failures()["worker"] == 1
