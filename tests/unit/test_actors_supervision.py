@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tenantry.actors import backoff, runtime_state, tenant
-from tenantry.actors.messages import DrainAll, Orphan
+from tenantry.actors.messages import DrainAll, DrainExpired, Ref
 from tenantry.actors.runtime_state import RuntimeState
 from tenantry.actors.supervision import NoThreadError, SpareThreads, tell
 from tenantry.actors.tree import drain_and_stop
@@ -26,7 +26,7 @@ from tenantry.journal.port import JournalError
 from tenantry.messages.port import MessageStoreError
 from tests.fakes.actors import Tree, running_actors
 from tests.fakes.faults import outage
-from tests.waiting import eventually
+from tests.waiting import DEADLINE, eventually
 
 
 def test_the_batch_of_a_crashed_worker_is_done_by_another(tree: Tree) -> None:
@@ -237,7 +237,7 @@ def test_a_resize_is_answered_though_the_consumer_crashes_meanwhile(tree: Tree) 
     tree.deliver("a", *(str(number) for number in range(15)))
     eventually(lambda: tree.store.inside == 3)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(tree.execute, ResizeWorkers(tenant_id="a", workers=1), 20)
+        answer = pool.submit(tree.execute, ResizeWorkers(tenant_id="a", workers=1))
         eventually(lambda: "WorkersResized" in tree.events("a"))
         consumer = tree.runtime.tenant("a").consumer
         assert consumer is not None
@@ -298,14 +298,33 @@ def test_a_drain_finishes_what_was_taken_and_refuses_commands(tree: Tree) -> Non
     assert tree.runtime.not_ready()
 
 
-def test_a_drain_that_takes_too_long_names_its_orphans(tree: Tree) -> None:
+def test_a_drain_that_takes_too_long_names_its_orphans(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later: list[DrainExpired] = []
+    tell_later = tree.clock.tell_later
+
+    def put_off(delay: float, ref: Ref, message: object) -> None:
+        if isinstance(message, DrainExpired):
+            later.append(message)
+        else:
+            tell_later(delay, ref, message)
+
+    monkeypatch.setattr(tree.clock, "tell_later", put_off)
     tree.create("a", workers=2)
     tree.create("b")
     tree.store.gate.clear()
     tree.deliver("a", *(str(number) for number in range(20)))
     eventually(lambda: tree.store.inside == 2)
     gate, tree.store.gate = tree.store.gate, threading.Event()
-    orphans = drain_and_stop(tree.supervisor, seconds=0.2)
+    supervisor = tree.supervisor._actor_weakref()
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(drain_and_stop, tree.supervisor, seconds=DEADLINE)
+        (expired,) = eventually(lambda: later)
+        # The deadline comes once everybody else has been drained.
+        eventually(lambda: supervisor._undrained == {"a"})
+        tell(tree.supervisor, expired)
+        orphans = stopping.result(DEADLINE)
     gate.set()
     assert {one.tenant_id for one in orphans} == {"a"}
     assert sum(one.deliveries for one in orphans) == 20
@@ -347,11 +366,15 @@ def test_the_deadline_of_a_drain_does_not_end_the_drain_that_took_its_place(tree
     tree.store.gate.clear()
     tree.deliver("a", "1")
     eventually(lambda: tree.store.inside == 1)
-    first: Future[tuple[Orphan, ...]] = Future()
-    tell(tree.supervisor, DrainAll(seconds=0.2, stop=False, reply=first))
-    threading.Timer(1.0, tree.store.gate.set).start()
-    assert drain_and_stop(tree.supervisor, seconds=20) == ()
-    assert first.result(0) == ()
+    first = DrainAll(seconds=3600, stop=False, reply=Future())
+    tell(tree.supervisor, first)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(drain_and_stop, tree.supervisor, seconds=DEADLINE)
+        assert first.reply.result(DEADLINE) == ()
+        # As the clock would, and while the tenant has its batch: the second drain goes on.
+        tell(tree.supervisor, DrainExpired(drain=first))
+        tree.store.gate.set()
+        assert second.result(DEADLINE) == ()
 
 
 @pytest.mark.usefixtures("_hasty")
