@@ -90,13 +90,13 @@ class Tree:
             self.supervisor,
             self.runtime,
             self.watch,
-            drain_seconds=5,
+            drain_seconds=DEADLINE,
             on_stop=lambda: None,
         )
         begin(self.supervisor)
         eventually(lambda: self.runtime.state.value == "running")
 
-    def stop(self, seconds: float = 5) -> tuple[Orphan, ...]:
+    def stop(self, seconds: float = DEADLINE) -> tuple[Orphan, ...]:
         self.store.gate.set()
         orphans = drain_and_stop(self.supervisor, seconds=seconds)
         self.clock.stop()
