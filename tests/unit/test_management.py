@@ -109,13 +109,17 @@ def test_a_connection_that_the_server_has_closed_is_not_used_again(
     told.answer(200, {"name": "a", "tags": []})
     closed = threading.Event()
 
+    def answer_once(handler: Handler) -> None:
+        BaseHTTPRequestHandler.handle_one_request(handler)
+        handler.close_connection = True
+
     def finish(handler: Handler) -> None:
         BaseHTTPRequestHandler.finish(handler)
         handler.connection.close()
         closed.set()
 
+    monkeypatch.setattr(Handler, "handle_one_request", answer_once)
     monkeypatch.setattr(Handler, "finish", finish)
-    monkeypatch.setattr(Handler, "timeout", 0.05)
     monkeypatch.setattr(management.time, "sleep", lambda _: pytest.fail("it has failed once"))
     client.tags()
     assert closed.wait(DEADLINE)
