@@ -192,13 +192,16 @@ def test_one_thread_serves_one_run_after_another_and_ends_when_closed() -> None:
 
 
 def test_a_thread_whose_handler_hangs_makes_no_further_call() -> None:
-    pool = HandlerPool(places=1, timeout=1)
+    pool = HandlerPool(places=1, timeout=DEADLINE)
+    assert pool.run(calls(fine), CURSOR, until=later()).count == 1
+    pool._timeout = 1  # its thread has begun
     wake, made = threading.Event(), []
     hanging = calls(fine, lambda m, c: wake.wait(DEADLINE), lambda m, c: made.append(1))
     with pytest.raises(HandlerHangsError, match="it is in <lambda>") as caught:
         pool.run(hanging, CURSOR, until=later())
     assert caught.value.count == 1
     assert pool.abandoned == 1
+    pool._timeout = DEADLINE
     assert pool.run(calls(fine), CURSOR, until=later()).count == 1
     wake.set()
     eventually(lambda: pool.abandoned == 0)
