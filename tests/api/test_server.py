@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,7 @@ def test_stopping_removes_the_socket_and_closes_the_port() -> None:
         assert api.stop()
         assert not api.path.exists()
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{api.url}/healthz", trust_env=False)
+            httpx.get(f"{api.url}/healthz", timeout=DEADLINE, trust_env=False)
 
 
 def test_stopping_before_running_makes_running_end_at_once(directory: Path) -> None:
@@ -301,12 +302,12 @@ def test_too_many_commands_at_once_are_asked_to_come_again(monkeypatch: pytest.M
         world.control.entered.acquire()
     world.control.held = threading.Event()
     with serving(world, grace=1) as api:
-        api.app.state.services.pools.commands._patience = 0.05
         threads = [threading.Thread(target=_pause_quietly, args=(api, n)) for n in range(16)]
         for thread in threads:
             thread.start()
         for _ in range(16):
             assert world.control.entered.acquire(timeout=DEADLINE)
+        api.app.state.services.pools.commands._places._patience = 0.05
         answer = api.control.post("/tenants/acme/pause")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         world.control.held.set()
@@ -339,20 +340,23 @@ def test_what_is_no_http_is_answered_with_a_problem(data: bytes) -> None:
 
 
 def test_a_client_that_sends_no_request_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
-    with serving(World()) as api:
-        assert _raw(api, b"") == b""
-        assert _raw(api, b"GET /healthz HT") == b""
-        # The same on a connection that has been used.
-        with socket.create_connection(
-            ("127.0.0.1", api.server.tcp_port or 0), timeout=DEADLINE
-        ) as raw:
-            raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            received = raw.makefile("rb")
-            while received.read(1) != b"}":
-                pass
-            raw.sendall(b"GET")
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", DEADLINE)
+    with (
+        serving(World()) as api,
+        socket.create_connection(("127.0.0.1", api.server.tcp_port or 0), timeout=DEADLINE) as used,
+    ):
+        used.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        received = used.makefile("rb")
+        while (byte := received.read(1)) != b"}":
+            assert byte
+        monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
+        # What comes too late is answered by a reset.
+        with suppress(ConnectionError):
+            used.sendall(b"GET")
             assert received.read() == b""
+        for data in (b"", b"GET /healthz HT"):
+            with suppress(ConnectionError):
+                assert _raw(api, data) == b""
 
 
 def test_a_body_that_does_not_come_is_408() -> None:
