@@ -15,8 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-SECONDS = 30.0
-"""Nothing waits longer for the other side."""
+from tests.waiting import DEADLINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +98,12 @@ class PlainHttp:
 
     def _connected(self) -> socket.socket:
         if not isinstance(self._address, Path):
-            connected = socket.create_connection(self._address, timeout=SECONDS)
+            connected = socket.create_connection(self._address, timeout=DEADLINE)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return connected
         connected = socket.socket(socket.AF_UNIX)
         try:
-            connected.settimeout(SECONDS)
+            connected.settimeout(DEADLINE)
             connected.connect(str(self._address))
         except OSError:
             connected.close()

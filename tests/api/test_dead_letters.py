@@ -200,7 +200,7 @@ def test_an_unknown_tenant_is_404_and_a_busy_queue_409(api: Served) -> None:
 
 def test_replays_that_wait_for_another_walk_hold_no_thread(api: Served) -> None:
     world, turns = api.world, api.app.state.services.turns
-    turns._patience = 30
+    turns._patience = DEADLINE
     world.create("other")
     reject(world, *[message(str(number)) for number in range(20)])
     world.dead_letters.walked.add("acme")

@@ -161,7 +161,7 @@ def test_a_tenant_is_heard_however_far_behind_its_cursor_is(api: Served) -> None
     for number in range(40):
         api.world.create(f"other-{number}")
     with ThreadPoolExecutor(1) as threads:
-        page = threads.submit(_waiting, api, "/tenants/acme/events", cursor)
+        page = threads.submit(_hearing, api, "/tenants/acme/events", cursor)
         _until_following(api, 1)
         api.control.post("/tenants/acme/pause")
         assert _types(page.result(DEADLINE)) == ["TenantPaused"]

@@ -53,7 +53,9 @@ def test_tcp_speaks_tls_and_the_control_socket_does_not(files: tuple[Path, Path]
     with serving(World(), tls=files) as api:
         context = ssl.create_default_context(cafile=files[0])
         url = f"https://127.0.0.1:{api.server.tcp_port}"
-        with httpx.Client(base_url=url, verify=context, trust_env=False) as client:
+        with httpx.Client(
+            base_url=url, verify=context, timeout=DEADLINE, trust_env=False
+        ) as client:
             assert client.get("/healthz").json() == {"status": "ok"}
             assert client.post("/tenants", json={"name": "Acme"}).status_code == 201
             assert api.world.control.metadata[-1].actor == "anonymous@127.0.0.1"
@@ -61,7 +63,7 @@ def test_tcp_speaks_tls_and_the_control_socket_does_not(files: tuple[Path, Path]
         with pytest.raises(httpx.RemoteProtocolError):
             api.tcp.get("/healthz")
         with pytest.raises(httpx.ConnectError, match=r"(?i)certificate"):
-            httpx.get(f"{url}/healthz", trust_env=False)
+            httpx.get(f"{url}/healthz", timeout=DEADLINE, trust_env=False)
 
 
 @pytest.mark.parametrize("trusted", [True, False])
